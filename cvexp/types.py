@@ -1,0 +1,207 @@
+"""The vocabulary of cvexp: what travels between data, models, tasks and metrics.
+
+Boxes are float32 ``[N, 4]`` **xyxy in continuous pixels**, the right and lower edge exclusive: width is ``x2 - x1``.
+Labels are int64 in ``0..K-1`` without background. Images are uint8 RGB ``[3, H, W]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+class UserError(Exception):
+    """Bad input (configuration, data, checkpoint). The message names file, value and fix; it is shown without a trace."""
+
+
+@dataclass
+class Target:
+    """The objects of one image, in pixels of the image that is handed over.
+
+    Attributes:
+        boxes: float32 ``[N, 4]`` xyxy, pixels.
+        labels: int64 ``[N]`` in ``0..K-1``.
+        difficult: bool ``[N]``, VOC's flag: neither rewarded nor punished.
+        crowd: bool ``[N]``, COCO's flag: the box covers a group.
+        area: float32 ``[N]``, in *original* square pixels (COCO: of the mask), used for AP by size.
+        image_id: the data set's own integer id.
+        size: ``(height, width)`` of the valid part of the given image, pixels.
+        original_size: ``(height, width)`` of the image on disk, pixels.
+        to_original: float32 ``[4]``: ``sx, sy, ox, oy`` with ``x_given = x_original * sx + ox`` (a flip has a negative ``sx``).
+        masks: bool ``[N, H, W]`` or None.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    difficult: Tensor
+    crowd: Tensor
+    area: Tensor
+    image_id: int
+    size: tuple[int, int]
+    original_size: tuple[int, int]
+    to_original: Tensor
+    masks: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @property
+    def ignored(self) -> Tensor:
+        """bool ``[N]``: objects that no model is trained on and no metric counts (difficult or crowd)."""
+        return self.difficult | self.crowd
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """A copy with every tensor on ``device``."""
+        moved = {
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass
+class Detection:
+    """What a detector found in one image, sorted by descending score.
+
+    Attributes:
+        boxes: float32 ``[N, 4]`` xyxy, pixels of the image that was given.
+        scores: float32 ``[N]`` in ``0..1``.
+        labels: int64 ``[N]`` in ``0..K-1``.
+        masks: per-box mask probabilities ``[N, m, m]`` or None.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def to(self, device: torch.device | str) -> Self:
+        """A copy with every tensor on ``device``."""
+        moved = {
+            f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    @classmethod
+    def empty(cls, device: torch.device | str = "cpu") -> Self:
+        """No detection at all."""
+        return cls(
+            torch.zeros(0, 4, device=device),
+            torch.zeros(0, device=device),
+            torch.zeros(0, dtype=torch.int64, device=device),
+        )
+
+
+@dataclass
+class GroundTruth:
+    """The annotations of a whole split in original pixels, packed: what a metric compares with.
+
+    Attributes:
+        classes: the K class names; labels index them.
+        image_ids: int64 ``[I]``, unique.
+        sizes: int64 ``[I, 2]`` height, width of each original image.
+        image_index: int64 ``[M]`` into ``image_ids``, the image of each object.
+        boxes: float64 ``[M, 4]`` xyxy, original pixels.
+        labels: int64 ``[M]``.
+        difficult, crowd: bool ``[M]``.
+        area: float64 ``[M]``, square pixels.
+    """
+
+    classes: Sequence[str]
+    image_ids: Tensor
+    sizes: Tensor
+    image_index: Tensor
+    boxes: Tensor
+    labels: Tensor
+    difficult: Tensor
+    crowd: Tensor
+    area: Tensor
+
+
+@dataclass
+class Match:
+    """Which object each of P priors (cells, anchors, queries, proposals) of B images is trained on.
+
+    Attributes:
+        target_index: int64 ``[B, P]`` into the image's padded objects; meaningless where not ``positive``.
+        positive: bool ``[B, P]``.
+        ignored: bool ``[B, P]``: takes no part in the loss. Neither positive nor ignored means negative.
+        weight: float32 ``[B, P]``.
+    """
+
+    target_index: Tensor
+    positive: Tensor
+    ignored: Tensor
+    weight: Tensor
+
+
+@dataclass
+class Batch:
+    """What the loader hands to a task.
+
+    The objects of all images are packed into a few tensors, so that crossing from a worker or to a device costs a
+    handful of transfers and not eight per image; ``targets`` gives the views.
+
+    Attributes:
+        images: uint8 ``[B, 3, H, W]`` RGB, padded.
+        targets: one `Target` per image.
+        extras: inputs other than pixels that are known at test time too (``proposals``).
+    """
+
+    images: Tensor
+    targets: list[Target]
+    extras: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    _PACKED = ("boxes", "labels", "difficult", "crowd", "area", "to_original")
+
+    def __getstate__(self) -> dict[str, object]:
+        """Packs the targets: a worker then sends seven tensors and not six per image."""
+        counts = [len(t) for t in self.targets]
+        packed = {name: torch.cat([getattr(t, name) for t in self.targets]) for name in self._PACKED}
+        plain = [(t.image_id, t.size, t.original_size) for t in self.targets]
+        masks = [t.masks for t in self.targets]
+        return {
+            "images": self.images, "counts": counts, "packed": packed, "plain": plain, "masks": masks,
+            "extras": self.extras,
+        }  # fmt: skip
+
+    def __setstate__(self, state: dict) -> None:
+        self.images, self.extras = state["images"], state["extras"]
+        self.targets = _unpack(state["packed"], state["counts"], state["plain"], state["masks"])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """A copy on ``device``; the packed tensors cross, not the views."""
+        if self.images.device == torch.device(device):
+            return self
+        state = self.__getstate__()
+        move = lambda t: None if t is None else t.to(device, non_blocking=non_blocking)  # noqa: E731
+        state["images"] = move(self.images)
+        state["packed"] = {name: move(value) for name, value in state["packed"].items()}  # type: ignore[attr-defined]
+        state["masks"] = [move(m) for m in state["masks"]]  # type: ignore[attr-defined]
+        state["extras"] = {name: [move(t) for t in values] for name, values in self.extras.items()}
+        copy = self.__class__.__new__(self.__class__)
+        copy.__setstate__(state)
+        return copy
+
+
+def _unpack(packed: dict[str, Tensor], counts: list[int], plain: list, masks: list) -> list[Target]:
+    split = {name: value.split(counts) for name, value in packed.items() if name != "to_original"}
+    split["to_original"] = packed["to_original"].split(4)
+    return [
+        Target(
+            **{name: parts[i] for name, parts in split.items()},
+            image_id=image_id, size=size, original_size=original_size, masks=mask,
+        )
+        for i, ((image_id, size, original_size), mask) in enumerate(zip(plain, masks, strict=True))
+    ]  # fmt: skip
