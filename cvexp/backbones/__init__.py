@@ -1,0 +1,1 @@
+"""Feature extractors: a list of maps out, with ``out_channels`` and ``strides``."""

@@ -1,0 +1,75 @@
+"""From a checked configuration to objects; shared by the commands."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+import cvexp
+from cvexp.types import UserError
+
+
+def build_model(cfg: DictConfig, num_classes: int) -> nn.Module:
+    """The model of ``cfg`` (the node ``model``) for so many classes.
+
+    ``size`` only chooses among the numbers of the YAML; no class sees it.
+    """
+    node = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    node.pop("size", None)
+    return instantiate(node, num_classes=num_classes)
+
+
+def check_parts(cfg: DictConfig) -> None:
+    """Builds model, optimizer, schedule and metric once without memory, before any data is read.
+
+    Raises:
+        UserError: a combination that a constructor refuses, with the constructor's own words.
+    """
+    if cfg.data.image_size != cfg.model.image_size:
+        raise UserError(
+            f"data.image_size={cfg.data.image_size} differs from model.image_size={cfg.model.image_size}."
+            " Fix: set model.image_size only; the data follows it"
+        )
+    for name in ("model", "optimizer", "scheduler", "metric", "recipe"):
+        try:
+            with torch.device("meta"):
+                part = build_model(cfg.model, 2) if name == "model" else instantiate(cfg[name])
+                if name == "optimizer":
+                    part([torch.zeros(1, requires_grad=True)])
+        except UserError:
+            raise
+        except Exception as error:
+            cause = error.__cause__ or error
+            if isinstance(cause, UserError):
+                raise cause from None
+            raise UserError(f"{name}: {type(cause).__name__}: {cause}. Fix: check the keys below '{name}'") from error
+
+
+def describe(cfg: DictConfig, classes: list[str]) -> dict[str, Any]:
+    """What a checkpoint says about itself: plain Python, so that it loads with ``weights_only=True``."""
+    return {
+        "version": cvexp.__version__,
+        "classes": list(classes),
+        "config": OmegaConf.to_container(cfg, resolve=True),
+    }
+
+
+def quiet() -> None:
+    """Silences what is no news to a user, each for a reason; everything else is shown."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_CHATTER))
+    # Our loaders choose their workers on purpose: `shapes` has none because its images are drawn once and kept.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Small data sets have fewer steps in an epoch than log_every_n_steps.
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+    # The best checkpoint of a run is overwritten in place.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+
+
+_CHATTER = ("GPU available", "TPU available", "HPU available", "💡", "`Trainer.fit` stopped", "Restoring states", "Loaded model weights")

@@ -1,0 +1,1 @@
+"""Things that watch a run: budget, drawing, result files."""

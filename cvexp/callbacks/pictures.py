@@ -1,0 +1,56 @@
+"""After the test: PR curves and a page of predictions beside the ground truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from cvexp.metrics.curves import draw_pr_curves
+from cvexp.types import Batch, Detection
+from cvexp.viz import page, save, truth_and_prediction
+
+
+class Pictures(Callback):
+    """Writes ``pr_curves.png`` and ``predictions.png`` into ``folder``.
+
+    Args:
+        folder: of the run.
+        images: how many test images are drawn, spread evenly over the split and the same in every run.
+        threshold: detections below this score are not drawn.
+    """
+
+    def __init__(self, folder: str, images: int = 12, threshold: float = 0.3) -> None:
+        self.folder, self.images, self.threshold = Path(folder), images, threshold
+        self._kept: dict[int, Detection] = {}
+        self._wanted: set[int] = set()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        size = len(trainer.datamodule.source("test"))  # type: ignore[attr-defined]
+        limit = trainer.num_test_batches[0] * trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        size = max(min(size, int(min(limit, size))), 1)
+        self._wanted = set(torch.linspace(0, size - 1, min(self.images, size)).round().int().tolist())
+        self._kept = {}
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        for target, detection in zip(batch.targets, outputs, strict=True):
+            if target.image_id in self._wanted:
+                self._kept[target.image_id] = detection.to("cpu")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or not self._kept or trainer.fast_dev_run:
+            return
+        result = getattr(pl_module.metric, "result", None)
+        if result is not None:
+            draw_pr_curves(result, self.folder / "pr_curves.png")
+        source = trainer.datamodule.source("test")  # type: ignore[attr-defined]
+        pairs = []
+        for index, detection in sorted(self._kept.items()):
+            image, target = source.read(index)
+            pairs.append(truth_and_prediction(image, target, detection, source.classes, self.threshold))
+        title = f"ground truth (left) and predictions with score >= {self.threshold:g} (right)"
+        save(page(pairs, title), self.folder / "predictions.png")

@@ -1,0 +1,126 @@
+"""How a problem is told: what is wrong, where it was set, and the fix."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a configuration.
+
+    Attributes:
+        what: the key, its value and what is wrong with it.
+        where: the override as typed, or the YAML file and line; empty if unknown.
+        fix: what to type or change instead; empty if there is no single answer.
+    """
+
+    what: str
+    where: str = ""
+    fix: str = ""
+
+    def __str__(self) -> str:
+        rows = [self.what, self.where and f"   where: {self.where}", self.fix and f"   fix: {self.fix}"]
+        return "\n".join(row for row in rows if row)
+
+
+def suggest(word: str, choices: Iterable[str]) -> str:
+    """``did you mean 'x'?`` (or up to three of them) for a misspelled word; empty if nothing is close."""
+    return either(close(word, choices))
+
+
+def either(names: Sequence[str]) -> str:
+    """``did you mean 'x', 'y' or 'z'?``; empty without any."""
+    quoted = [f"'{name}'" for name in names]
+    return f"did you mean {' or '.join(filter(None, [', '.join(quoted[:-1]), quoted[-1]]))}?" if quoted else ""
+
+
+def close(word: str, choices: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """Up to three choices that look like ``word``, the most similar first, then those it abbreviates."""
+    names = {name.lower(): name for name in choices}
+    lower = word.lower()
+    found = difflib.get_close_matches(lower, names, n=3, cutoff=cutoff)
+    found += [name for name in sorted(names) if len(lower) > 2 and name.startswith(lower) and name not in found]
+    return [names[name] for name in found[:3]]
+
+
+def listing(choices: Iterable[str], limit: int = 30) -> str:
+    """The choices in alphabetical order, cut after ``limit``."""
+    names = sorted(choices)
+    more = f", ... ({len(names) - limit} more)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A value as a message shows it: ``repr``, cut in the middle if long."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 4 :]}"
+
+
+def typed(word: str) -> str:
+    """The origin of a value that was typed."""
+    return f"from the command line: {word}"
+
+
+def user_error(message: str) -> Exception:
+    """A `cvexp.types.UserError`; imported late because its module needs torch."""
+    from cvexp.types import UserError
+
+    return UserError(message)
+
+
+def raise_problems(problems: Iterable[Problem]) -> None:
+    """Raises one error for all problems, numbered where there are several; does nothing without any.
+
+    Raises:
+        UserError: if there is a problem.
+    """
+    texts = list(dict.fromkeys(str(problem) for problem in problems))
+    if len(texts) == 1:
+        raise user_error(texts[0])
+    if texts:
+        rows = [f"{i}. {text}" for i, text in enumerate(texts, start=1)]
+        raise user_error(f"{len(texts)} problems in the configuration:\n" + "\n".join(rows))
+
+
+def report_errors(main: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorates a command: a `UserError` becomes a short red block on stderr and exit code 2, without a traceback.
+
+    Hydra catches what its task function raises, so a Hydra command needs it inside (under ``@hydra.main``) for errors
+    of the run, and around the call of `check_overrides` for errors of the command line.
+
+    Raises:
+        SystemExit: with code 2 for a `UserError`; everything else passes through unchanged.
+    """
+
+    @functools.wraps(main)
+    def reported(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return main(*args, **kwargs)
+        except Exception as error:
+            if not _is_user_error(error):
+                raise
+            _print(str(error))
+        raise SystemExit(2)
+
+    return reported
+
+
+def _is_user_error(error: Exception) -> bool:
+    types = sys.modules.get("cvexp.types")  # not loaded: then it cannot be one, and torch stays unloaded
+    return types is not None and isinstance(error, types.UserError)
+
+
+def _print(message: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text("error: ", style="bold red") + Text(message, style="red"), soft_wrap=True)

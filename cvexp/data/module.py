@@ -1,0 +1,134 @@
+"""The data module of every detection data set: splits, loaders and batches; a format only implements `load`."""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cvexp.data.records import Problem, Source
+from cvexp.data.samplers import EpochOrder, GlobalBatches
+from cvexp.data.transforms import Augment, Fit
+from cvexp.types import Batch, Target, UserError
+
+
+class DetectionDataset(Dataset):
+    """A source seen through a transform; indexed by ``(epoch, index)`` so that each sample knows its own seed."""
+
+    def __init__(self, source: Source, transform: Fit, seed: int) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Target]:
+        epoch, index = key
+        image, target = self.source.read(index)
+        return self.transform(image, target, random.Random(f"{self.seed}/{epoch}/{index}"))
+
+
+def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
+    """Stacks the images, in shared memory when a worker does it."""
+    images = [image for image, _ in samples]
+    out = None
+    if torch.utils.data.get_worker_info() is not None:
+        storage = images[0]._typed_storage()._new_shared(len(images) * images[0].numel(), device=images[0].device)
+        out = images[0].new(storage).resize_(len(images), *images[0].shape)
+    return Batch(images=torch.stack(images, out=out), targets=[target for _, target in samples])
+
+
+@dataclass(kw_only=True, eq=False)
+class DetectionData(LightningDataModule):
+    """Settings and loaders that all detection data sets share; a data set implements `load`.
+
+    Args:
+        image_size: side of the square that models see, pixels.
+        batch_size: images of a step over all processes together.
+        eval_batch_size: the same for validation and test; None takes ``batch_size``.
+        num_workers: loader processes; 0 loads in the training process.
+        resize: ``letterbox`` or ``warp``.
+        augment: of training images.
+        seed: of the order and of the augmentation.
+
+    Attributes:
+        problems: per split what ``on_bad=skip`` left out.
+    """
+
+    image_size: int = 320
+    batch_size: int = 16
+    eval_batch_size: int | None = None
+    num_workers: int = 2
+    resize: Literal["letterbox", "warp"] = "letterbox"
+    augment: Augment = field(default_factory=Augment)
+    seed: int = 0
+    problems: dict[str, list[Problem]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._sources: dict[str, Source] = {}
+        for name in ("image_size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name}={getattr(self, name)} must be at least 1")
+
+    @abstractmethod
+    def load(self, split: Literal["train", "val", "test"]) -> Source:
+        """Reads and checks the annotations of a split.
+
+        Raises:
+            UserError: naming file, value and fix.
+        """
+
+    def source(self, split: Literal["train", "val", "test"]) -> Source:
+        """The images of a split, read once."""
+        if split not in self._sources:
+            self._sources[split] = self.load(split)
+        return self._sources[split]
+
+    @property
+    def class_names(self) -> list[str]:
+        """The one source of class names and of their number."""
+        return self.source("train").classes
+
+    def setup(self, stage: str) -> None:
+        """Lightning's hook: everything that can be wrong with the data is found before the first step."""
+        needed = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
+        for split in needed:
+            self.source(split)  # type: ignore[arg-type]
+
+    def dataset(self, split: Literal["train", "val", "test"], augmented: bool) -> DetectionDataset:
+        """The samples of a split as the network will see them."""
+        transform = Fit(size=self.image_size, resize=self.resize, augment=self.augment if augmented else None)
+        return DetectionDataset(self.source(split), transform, self.seed)
+
+    def _loader(self, split: Literal["train", "val", "test"]) -> DataLoader:
+        training = split == "train"
+        dataset = self.dataset(split, augmented=training)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        size = self.batch_size if training else self.eval_batch_size or self.batch_size
+        if size % world:
+            raise UserError(f"data.batch_size={size} is not a multiple of {world} processes. Fix: data.batch_size={world * max(size // world, 1)}")
+        batches = GlobalBatches(EpochOrder(len(dataset), self.seed, training), size, rank, world, drop_last=training)
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,  # type: ignore[arg-type]
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            persistent_workers=self.num_workers > 0 and training,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test")

@@ -1,0 +1,155 @@
+"""Geometry and colour of training and test images, on uint8 tv_tensors in the workers.
+
+All randomness of a sample comes from one generator seeded by (seed, epoch, index), so it does not depend on workers, ranks
+or the order of loading. The geometry (crop, resize, pad, flip) is one axis-aligned map that is kept in
+``Target.to_original``; boxes and masks follow it through ``torchvision.transforms.v2.functional``.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from cvexp.types import Target
+
+GREY = 114
+"""Colour of the padding, the habit since Darknet's letterbox (0.5 of the range, rounded in later code)."""
+
+
+@dataclass(kw_only=True)
+class Augment:
+    """What training does to an image, in this order. Everything is a probability or a range; 0 switches it off.
+
+    Args:
+        jitter: each side of the crop moves by up to this share of the width or height, in or out (YOLO, section 2.2: 0.2).
+        zoom: ``(low, high)`` factor of the crop's side before the jitter; above 1 the object gets smaller.
+        flip: probability of a horizontal flip.
+        brightness, contrast, saturation: factors are drawn from ``1/(1+x) .. 1+x``.
+        min_visible: an object of which less than this share is left in the crop is dropped.
+    """
+
+    jitter: float = 0.0
+    zoom: tuple[float, float] = (1.0, 1.0)
+    flip: float = 0.5
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    min_visible: float = 0.3
+
+    def window(self, width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
+        """The crop ``left, top, width, height`` in pixels of the original image; it may leave the image."""
+        if not self.jitter and tuple(self.zoom) == (1.0, 1.0):
+            return 0, 0, width, height
+        zoom = rng.uniform(*self.zoom)
+        moves = [rng.uniform(-self.jitter, self.jitter) for _ in range(4)]
+        grow_x, grow_y = width * (zoom - 1) / 2, height * (zoom - 1) / 2
+        shift_x, shift_y = rng.uniform(-1, 1) * abs(grow_x), rng.uniform(-1, 1) * abs(grow_y)
+        left, right = width * moves[0] - grow_x + shift_x, width * (1 + moves[1]) + grow_x + shift_x
+        top, bottom = height * moves[2] - grow_y + shift_y, height * (1 + moves[3]) + grow_y + shift_y
+        return round(left), round(top), max(round(right - left), 8), max(round(bottom - top), 8)
+
+    def colour(self, image: Tensor, rng: random.Random) -> Tensor:
+        """Brightness, contrast and saturation of a uint8 image ``[3, H, W]``."""
+        for amount, adjust in (
+            (self.brightness, F.adjust_brightness),
+            (self.contrast, F.adjust_contrast),
+            (self.saturation, F.adjust_saturation),
+        ):
+            if amount:
+                factor = 1 + rng.uniform(0, amount)
+                image = adjust(image, factor if rng.random() < 0.5 else 1 / factor)
+        return image
+
+
+@dataclass(kw_only=True)
+class Fit:
+    """Brings an image and its objects to a square of ``size`` pixels, with augmentation when there is one.
+
+    Args:
+        size: side of the square, pixels.
+        resize: ``letterbox`` keeps the aspect and pads with grey at the right and bottom; ``warp`` stretches (YOLO v1).
+        augment: None for test images.
+    """
+
+    size: int
+    resize: Literal["letterbox", "warp"]
+    augment: Augment | None = None
+
+    def __call__(self, image: Tensor, target: Target, rng: random.Random) -> tuple[Tensor, Target]:
+        """uint8 ``[3, H, W]`` and its objects in original pixels, to ``[3, size, size]`` and the objects in its pixels."""
+        height, width = target.original_size
+        left, top, crop_w, crop_h = self.augment.window(width, height, rng) if self.augment else (0, 0, width, height)
+        if self.resize == "warp":
+            new_w = new_h = self.size
+        else:
+            scale = self.size / max(crop_w, crop_h)
+            new_w, new_h = max(round(crop_w * scale), 1), max(round(crop_h * scale), 1)
+        image = self._pixels(image, (left, top, crop_w, crop_h), (new_w, new_h), InterpolationMode.BILINEAR, GREY)
+        masks = target.masks
+        if masks is not None:
+            masks = self._pixels(masks, (left, top, crop_w, crop_h), (new_w, new_h), InterpolationMode.NEAREST_EXACT, 0)
+        sx, sy = new_w / crop_w, new_h / crop_h
+        transform = torch.tensor([sx, sy, -left * sx, -top * sy])
+        boxes = target.boxes * transform[:2].repeat(2) + transform[2:].repeat(2)
+        if self.augment and rng.random() < self.augment.flip:  # the valid part is flipped, the padding stays in place
+            image, masks = self._flip(image, new_w), None if masks is None else self._flip(masks, new_w)
+            boxes = torch.stack([new_w - boxes[:, 2], boxes[:, 1], new_w - boxes[:, 0], boxes[:, 3]], dim=1)
+            transform = torch.stack([-transform[0], transform[1], new_w - transform[2], transform[3]])
+        if self.augment:
+            image = self.augment.colour(image, rng)
+        return image, self._keep(target, boxes, masks, (new_h, new_w), transform)
+
+    def _pixels(self, image: Tensor, window: tuple, new: tuple, mode: InterpolationMode, fill: int) -> Tensor:
+        left, top, crop_w, crop_h = window
+        height, width = image.shape[-2:]
+        if (left, top, crop_w, crop_h) != (0, 0, width, height):
+            inner_l, inner_t = max(left, 0), max(top, 0)
+            inner_r, inner_b = min(left + crop_w, width), min(top + crop_h, height)
+            image = image[..., inner_t : max(inner_b, inner_t + 1), inner_l : max(inner_r, inner_l + 1)]
+            pad = [inner_l - left, inner_t - top, left + crop_w - inner_r, top + crop_h - inner_b]
+            if any(pad):
+                image = F.pad(image, pad, fill=fill)
+        new_w, new_h = new
+        if image.shape[-2:] != (new_h, new_w):
+            image = F.resize(image, [new_h, new_w], interpolation=mode, antialias=True)
+        if (new_w, new_h) != (self.size, self.size):
+            image = F.pad(image, [0, 0, self.size - new_w, self.size - new_h], fill=fill)
+        return image
+
+    @staticmethod
+    def _flip(image: Tensor, width: int) -> Tensor:
+        if width == image.shape[-1]:
+            return F.horizontal_flip(image)
+        return torch.cat([image[..., :width].flip(-1), image[..., width:]], dim=-1)
+
+    def _keep(
+        self, target: Target, boxes: Tensor, masks: Tensor | None, valid: tuple[int, int], transform: Tensor
+    ) -> Target:
+        """Cuts the objects to the valid part and drops those that are hardly left in it."""
+        canvas = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=valid)  # type: ignore[call-arg]
+        cut = F.clamp_bounding_boxes(canvas).as_subclass(Tensor)
+        left_over = (cut[:, 2:] - cut[:, :2]).clamp(min=0)
+        whole = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+        visible = left_over.prod(dim=1) / whole.clamp(min=1e-6)
+        keep = visible >= (self.augment.min_visible if self.augment else 0.0)
+        if self.augment:
+            keep &= (left_over >= 1).all(dim=1)  # smaller than a pixel: nothing to learn from
+        return Target(
+            boxes=cut[keep],
+            labels=target.labels[keep],
+            difficult=target.difficult[keep],
+            crowd=target.crowd[keep],
+            area=target.area[keep],
+            image_id=target.image_id,
+            size=valid,
+            original_size=target.original_size,
+            to_original=transform,
+            masks=None if masks is None else masks[keep],
+        )

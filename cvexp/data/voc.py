@@ -1,0 +1,187 @@
+"""PASCAL VOC XML annotations: VOC itself and every data set written in its format.
+
+Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010.
+Coordinates on disk are 1-based and inclusive; here 0-based with exclusive right and lower edge: ``x1 - 1, y1 - 1, x2, y2``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from xml.etree import ElementTree
+
+import numpy as np
+
+from cvexp.data.module import DetectionData
+from cvexp.data.records import FULL_CHECK_LIMIT, Problem, Record, RecordSource, box_problem, check_pixels, image_size, judge
+from cvexp.types import UserError
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".webp", ".bmp")
+
+
+@dataclass(kw_only=True, eq=False)
+class VOCData(DetectionData):
+    """A folder with ``JPEGImages/``, ``Annotations/`` and ``ImageSets/Main/<split>.txt``.
+
+    Args:
+        root: that folder.
+        train, val, test: names of list files in ``ImageSets/Main`` or paths of list files (one image name a line).
+        classes: class names in label order; None takes them from the annotations of the training list, sorted.
+        other_classes: what to do with objects of classes that are not in ``classes``.
+        on_bad: stop on unusable images and boxes, or skip, count and list them.
+        one_based: VOC counts pixels from 1; False for tools that write XML from 0.
+    """
+
+    root: str
+    train: str = "train"
+    val: str = "val"
+    test: str = "test"
+    classes: list[str] | None = None
+    other_classes: Literal["error", "ignore"] = "error"
+    on_bad: Literal["error", "skip"] = "error"
+    one_based: bool = True
+
+    def load(self, split: str) -> RecordSource:
+        root = self._folder()
+        list_file = self._list_file(root, getattr(self, split))
+        names = read_list(list_file)
+        classes = self._class_names(root)
+        parser = _Parser(root, classes, self.other_classes, self.one_based)
+        records = [r for name in names if (r := parser.parse(name)) is not None]
+        problems = parser.problems
+        if len(records) <= FULL_CHECK_LIMIT:
+            broken = check_pixels(records)
+            records = [r for r in records if r.path not in {p.file for p in broken}]
+            problems = problems + broken
+        self.problems[split] = judge(problems, self.on_bad, f"{list_file} (data.{split})")
+        if not records:
+            raise UserError(f"{list_file}: no usable image is left for data.{split}. Fix: check data.{split} and data.root={root}")
+        if split != "test" and not any(len(r.labels) for r in records):
+            raise UserError(
+                f"{list_file}: none of its {len(records)} images has an object of {classes}. Fix: check data.classes"
+            )
+        return RecordSource(records, classes)
+
+    def _folder(self) -> Path:
+        root = Path(self.root).expanduser()
+        if not root.is_dir():
+            raise UserError(f"data.root={self.root}: no such folder. Fix: data.root=<folder with JPEGImages and Annotations>")
+        for part in ("JPEGImages", "Annotations"):
+            if not (root / part).is_dir():
+                found = sorted(p.name for p in root.iterdir() if p.is_dir())[:8]
+                raise UserError(f"data.root={self.root}: no folder {part}/ in it (found: {found}). Fix: point data.root at a VOC folder")
+        return root
+
+    def _list_file(self, root: Path, name: str) -> Path:
+        for path in (root / "ImageSets" / "Main" / f"{name}.txt", root / name, Path(name).expanduser()):
+            if path.is_file():
+                return path
+        have = sorted(p.stem for p in (root / "ImageSets" / "Main").glob("*.txt"))
+        raise UserError(
+            f"data.root={self.root}: no list file for split '{name}'"
+            f" (ImageSets/Main has: {have or 'nothing'}). Fix: data.train=, data.val=, data.test= take a list's name or its path"
+        )
+
+    def _class_names(self, root: Path) -> list[str]:
+        if self.classes is None:  # once; every split then uses the same
+            names = read_list(self._list_file(root, self.train))
+            self.classes = sorted({o.findtext("name", "") for name in names for o in _objects(_xml_path(root, name))})
+            if not self.classes:
+                raise UserError(f"data.root={self.root}: no object in the annotations of '{self.train}'. Fix: data.classes=[...]")
+        if len(set(self.classes)) != len(self.classes) or not self.classes:
+            raise UserError(f"data.classes={list(self.classes)}: names must be given, each once")
+        return list(self.classes)
+
+
+def read_list(path: Path) -> list[str]:
+    """Image names of a list file: the first word of each line (VOC's per-class lists have a second), endings dropped.
+
+    Raises:
+        UserError: the list is empty or names an image twice.
+    """
+    names = [Path(line.split()[0]).name for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [name[: -len(end)] if (end := Path(name).suffix) in IMAGE_ENDINGS else name for name in names]
+    if not names:
+        raise UserError(f"{path}: the list is empty. Fix: one image name a line")
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise UserError(f"{path}: names {twice[0]!r} more than once ({len(twice)} such). Fix: each image once")
+    return names
+
+
+def _xml_path(root: Path, name: str) -> Path:
+    return root / "Annotations" / f"{name}.xml"
+
+
+def _objects(path: Path) -> list[ElementTree.Element]:
+    try:
+        return ElementTree.parse(path).getroot().findall("object")
+    except (OSError, ElementTree.ParseError):
+        return []  # reported by the parser of the split, with its reason
+
+
+class _Parser:
+    """Parses one split; collects what is wrong instead of stopping at the first."""
+
+    def __init__(self, root: Path, classes: list[str], other_classes: str, one_based: bool) -> None:
+        self.root, self.other_classes = root, other_classes
+        self.index = {name: i for i, name in enumerate(classes)}
+        self.shift = 1.0 if one_based else 0.0
+        self.problems: list[Problem] = []
+
+    def parse(self, name: str) -> Record | None:
+        xml = _xml_path(self.root, name)
+        try:
+            tree = ElementTree.parse(xml).getroot()
+        except OSError:
+            return self._bad(xml, "annotation is missing", "add it or take the image off the list")
+        except ElementTree.ParseError as error:
+            return self._bad(xml, f"not valid XML ({error})", "mend the file or take the image off the list")
+        image = self._image(name, tree)
+        if image is None:
+            return self._bad(self.root / "JPEGImages" / f"{name}.jpg", "image is missing", "add it or take it off the list")
+        try:
+            width, height = image_size(image)
+        except ValueError as error:
+            return self._bad(image, str(error), "replace the image or take it off the list")
+        objects = [o for element in tree.findall("object") if (o := self._object(xml, element, width, height))]
+        boxes = np.array([o[0] for o in objects], dtype=np.float64).reshape(-1, 4)
+        return Record(
+            path=image,
+            width=width,
+            height=height,
+            boxes=boxes,
+            labels=np.array([o[1] for o in objects], dtype=np.int64),
+            difficult=np.array([o[2] for o in objects], dtype=bool),
+            crowd=np.zeros(len(objects), dtype=bool),
+            area=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+        )
+
+    def _bad(self, file: Path, what: str, fix: str) -> None:
+        self.problems.append(Problem(file, what, fix))
+
+    def _image(self, name: str, tree: ElementTree.Element) -> Path | None:
+        folder = self.root / "JPEGImages"
+        stated = Path(tree.findtext("filename") or "").name  # a name, never a path that leaves the folder
+        candidates = [folder / f"{name}{end}" for end in IMAGE_ENDINGS] + ([folder / stated] if stated else [])
+        return next((path for path in candidates if path.is_file()), None)
+
+    def _object(self, xml: Path, element: ElementTree.Element, width: int, height: int) -> tuple | None:
+        name = (element.findtext("name") or "").strip()
+        if name not in self.index:
+            if self.other_classes == "error":
+                known = ", ".join(self.index)
+                self._bad(xml, f"class {name!r} is not one of: {known}", "data.classes=[...] or data.other_classes=ignore")
+            return None
+        corners = [element.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+        try:
+            x1, y1, x2, y2 = (float(value) for value in corners)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return self._bad(xml, f"{name}: bndbox {corners} is not four numbers", "write xmin, ymin, xmax, ymax")
+        # A box without area on disk ("504,337,504,337") is a click, not a pixel: judged before the shift.
+        problem = box_problem((x1, y1, x2, y2), width + 1, height + 1)
+        if problem:
+            return self._bad(xml, f"{name}: {problem}", "correct or remove the object")
+        box = np.clip([x1 - self.shift, y1 - self.shift, x2, y2], 0, [width, height, width, height])
+        return box, self.index[name], (element.findtext("difficult") or "0").strip() == "1"

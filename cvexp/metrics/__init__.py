@@ -1,0 +1,1 @@
+"""What returns a number for a whole data set: detection mAP, PR curves, verification, identification."""

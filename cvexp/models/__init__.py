@@ -1,0 +1,1 @@
+"""One paper per file: network, head, decoding and the assembly of its loss."""

@@ -1,0 +1,34 @@
+"""The order of stages: plain functions ``recipe(make_trainer, task, data)``, a fresh Trainer for each stage that trains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+
+def end_to_end(make_trainer: Callable[[], Trainer], task: LightningModule, data: LightningDataModule) -> dict[str, float]:
+    """Train the whole network at once, then test the best checkpoint.
+
+    Returns:
+        Flat results: everything logged by the test, the validation score of the tested checkpoint (``val/best``), and what
+        training took (``train/seconds, train/epochs, train/steps``).
+    """
+    trainer = make_trainer()
+    start = time.perf_counter()
+    trainer.fit(task, datamodule=data)
+    seconds = time.perf_counter() - start
+    results = {"train/seconds": seconds, "train/epochs": trainer.current_epoch, "train/steps": trainer.global_step}
+    if trainer.interrupted:
+        return results
+    results |= best_score(trainer)
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+    tested = trainer.test(task, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
+    return results | {name: float(value) for name, value in tested[0].items()}
+
+
+def best_score(trainer: Trainer) -> dict[str, float]:
+    """The monitored validation score of the checkpoint that is kept, when there is one."""
+    score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    return {} if score is None else {"val/best": float(score)}
