@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import cvexp
 from cvexp.types import UserError
+
+
+SUPPLIED = {
+    "model": {"num_classes"},
+    "model.head": {"in_channels", "in_size", "outputs"},
+    "model.neck": {"in_channels", "strides"},
+    "task": {"model", "optimizer", "metric", "classes", "scheduler"},
+    "trainer": {"callbacks", "logger"},
+    "optimizer": {"params"},
+    "recipe": {"make_trainer", "task", "data"},
+}
+"""What the commands themselves hand to a component, by node of the configuration."""
 
 
 def build_model(cfg: DictConfig, num_classes: int) -> nn.Module:
@@ -22,7 +37,8 @@ def build_model(cfg: DictConfig, num_classes: int) -> nn.Module:
     """
     node = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     node.pop("size", None)
-    return instantiate(node, num_classes=num_classes)
+    model: nn.Module = instantiate(node, num_classes=num_classes)
+    return model.to(memory_format=torch.channels_last)  # the layout in which CPU and GPU convolutions are fastest
 
 
 def check_parts(cfg: DictConfig) -> None:
@@ -60,6 +76,21 @@ def describe(cfg: DictConfig, classes: list[str]) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def open_loggers(cfg: DictConfig) -> Iterator[list[Logger]]:
+    """The loggers of a run, told the resolved configuration; closed whatever happens, so that a sweep's next job starts anew."""
+    loggers = [logger for logger in instantiate(cfg.logger).values() if logger is not None]
+    try:
+        for logger in loggers:
+            if not isinstance(logger, CSVLogger):  # config.yaml lies beside metrics.csv already
+                logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+        yield loggers
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()
+
+
 def quiet() -> None:
     """Silences what is no news to a user, each for a reason; everything else is shown."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
@@ -70,6 +101,10 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     # The best checkpoint of a run is overwritten in place.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # metrics.csv is written into the run folder, which holds config.yaml already.
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+    # Lightning 2.6 asks torch 2.15 in a way that torch will drop; nothing a user could change.
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).* is deprecated")
 
 
-_CHATTER = ("GPU available", "TPU available", "HPU available", "💡", "`Trainer.fit` stopped", "Restoring states", "Loaded model weights")
+_CHATTER = ("GPU available", "TPU available", "HPU available", "💡", "`Trainer.fit` stopped", "Restoring states", "Loaded model weights", "Loading `train_dataloader`")

@@ -6,24 +6,15 @@ Heavy imports happen inside the functions, so that ``--help`` answers in a secon
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cvexp.config import check_config, check_overrides, conf_dir, register_resolvers, report_errors
 
 register_resolvers()
-
-SUPPLIED = {  # what the program itself hands to a component
-    "model": {"num_classes"},
-    "model.head": {"in_channels", "in_size", "outputs"},
-    "model.neck": {"in_channels", "strides"},
-    "task": {"model", "optimizer", "metric", "classes", "scheduler"},
-    "trainer": {"callbacks", "logger"},
-    "optimizer": {"params"},
-    "recipe": {"make_trainer", "task", "data"},
-}
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -40,10 +31,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     from hydra.utils import instantiate
     from lightning.pytorch import seed_everything
 
-    from cvexp.build import build_model, check_parts, describe, quiet
+    from cvexp.build import SUPPLIED, build_model, check_parts, describe, open_loggers, quiet
     from cvexp.results import write_config, write_problems, write_results
 
-    check_config(cfg, supplied=SUPPLIED)
+    check_config(cfg, supplied=SUPPLIED, extra=cfg.allow_targets)
     quiet()
     check_parts(cfg)
     write_config(cfg)
@@ -65,21 +56,19 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     )
     task.description = describe(cfg, data.class_names)
     callbacks = [c for c in instantiate(cfg.callbacks).values() if c is not None]
-    loggers = [logger for logger in instantiate(cfg.logger).values() if logger is not None]
-    for logger in loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-    make_trainer = partial(instantiate, cfg.trainer, callbacks=callbacks, logger=loggers)
-
-    results = instantiate(cfg.recipe)(make_trainer, task, data)
-    return write_results(cfg, results, model, data)
+    with open_loggers(cfg) as loggers:
+        make_trainer = partial(instantiate, cfg.trainer, callbacks=callbacks, logger=loggers)
+        results = instantiate(cfg.recipe)(make_trainer, task, data)
+    return write_results(results, model, data, cfg)
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
+@report_errors
 def _run(cfg: DictConfig) -> float | None:
     from cvexp.results import show
 
     results = train(cfg)
-    show(results, cfg)
+    show(results, Path(cfg.paths.output))
     return results.get("val/best")
 
 

@@ -13,9 +13,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from cvexp.errors import UserError
 
-class UserError(Exception):
-    """Bad input (configuration, data, checkpoint). The message names file, value and fix; it is shown without a trace."""
+__all__ = ["Batch", "Detection", "GroundTruth", "Match", "Target", "UserError"]
 
 
 @dataclass

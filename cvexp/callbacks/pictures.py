@@ -28,8 +28,9 @@ class Pictures(Callback):
         self._wanted: set[int] = set()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        size = len(trainer.datamodule.source("test"))  # type: ignore[attr-defined]
-        limit = trainer.num_test_batches[0] * trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        size = len(data.source(data.tested))
+        limit = trainer.num_test_batches[0] * (data.eval_batch_size or data.batch_size)
         size = max(min(size, int(min(limit, size))), 1)
         self._wanted = set(torch.linspace(0, size - 1, min(self.images, size)).round().int().tolist())
         self._kept = {}
@@ -46,8 +47,10 @@ class Pictures(Callback):
             return
         result = getattr(pl_module.metric, "result", None)
         if result is not None:
-            draw_pr_curves(result, self.folder / "pr_curves.png")
-        source = trainer.datamodule.source("test")  # type: ignore[attr-defined]
+            thresholds = list(result.iou_thresholds)
+            draw_pr_curves(result, self.folder / "pr_curves.png", iou=0.5 if 0.5 in thresholds else thresholds[0])
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        source = data.source(data.tested)
         pairs = []
         for index, detection in sorted(self._kept.items()):
             image, target = source.read(index)

@@ -7,7 +7,7 @@ resolved or an error is raised, so that ``--help`` answers at once.
 """
 
 from cvexp.config.messages import Problem, report_errors, suggest
-from cvexp.config.nodes import check_config
+from cvexp.config.nodes import check_config, check_targets
 from cvexp.config.origins import Origins, origin
 from cvexp.config.overrides import check_overrides, parse_overrides
 from cvexp.config.sources import Composer, conf_dir, register_resolvers
@@ -20,6 +20,7 @@ __all__ = [
     "allowed",
     "check_config",
     "check_overrides",
+    "check_targets",
     "conf_dir",
     "origin",
     "parse_overrides",

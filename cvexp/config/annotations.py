@@ -11,7 +11,13 @@ from enum import Enum
 from os import PathLike
 from typing import Any, Literal, Union, get_args, get_origin
 
-OPEN: Any = object()  # a value that could not be read: matches every hint
+
+class _Open:
+    def __repr__(self) -> str:
+        return "(unknown)"
+
+
+OPEN: Any = _Open()  # a value that could not be read: matches every hint
 
 _SCALARS = (bool, int, float, str)
 _FROM_TEXT = ("device", "dtype", "timedelta", "Size", "memory_format")  # classes whose callers take text or numbers

@@ -14,6 +14,7 @@ from cvexp.config.annotations import describe, matches, signature
 from cvexp.config.messages import Problem, close, either, listing, shown, typed
 from cvexp.config.origins import key_parts
 from cvexp.config.targets import MAGIC, allowed
+from cvexp.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,6 @@ def _target(node: Any) -> str:
 
 def _accepted(node: DictConfig, config: DictConfig) -> dict[str, Any] | None:
     """The argument names of a node's constructor with their hints; None if it takes any, or is refused or broken."""
-    from cvexp.types import UserError
-
     try:
         parameters, hints = signature(allowed(_target(node), config.get("allow_targets") or ()))
     except (UserError, OmegaConfBaseException):
@@ -117,7 +116,7 @@ def _unknown(change: Change, parts: list[str], found: list[Any], config: DictCon
 
 def _alike(key: str, siblings: Sequence[str], config: DictConfig) -> list[str]:
     """Up to three keys that may be meant: of the same last name elsewhere, misspelled here, misspelled elsewhere."""
-    keys = list(all_keys(config))
+    keys = [other for other in all_keys(config) if not key.startswith(f"{other}.")]
     same = [other for other in keys if other.split(".")[-1] == key.split(".")[-1]]
     return list(dict.fromkeys([*same, *siblings, *close(key, keys, cutoff=0.8)]))[:3]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import functools
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
+
+from cvexp.errors import UserError
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -70,13 +71,6 @@ def typed(word: str) -> str:
     return f"from the command line: {word}"
 
 
-def user_error(message: str) -> Exception:
-    """A `cvexp.types.UserError`; imported late because its module needs torch."""
-    from cvexp.types import UserError
-
-    return UserError(message)
-
-
 def raise_problems(problems: Iterable[Problem]) -> None:
     """Raises one error for all problems, numbered where there are several; does nothing without any.
 
@@ -85,10 +79,10 @@ def raise_problems(problems: Iterable[Problem]) -> None:
     """
     texts = list(dict.fromkeys(str(problem) for problem in problems))
     if len(texts) == 1:
-        raise user_error(texts[0])
+        raise UserError(texts[0])
     if texts:
         rows = [f"{i}. {text}" for i, text in enumerate(texts, start=1)]
-        raise user_error(f"{len(texts)} problems in the configuration:\n" + "\n".join(rows))
+        raise UserError(f"{len(texts)} problems in the configuration:\n" + "\n".join(rows))
 
 
 def report_errors(main: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -105,18 +99,11 @@ def report_errors(main: Callable[_P, _R]) -> Callable[_P, _R]:
     def reported(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return main(*args, **kwargs)
-        except Exception as error:
-            if not _is_user_error(error):
-                raise
+        except UserError as error:
             _print(str(error))
         raise SystemExit(2)
 
     return reported
-
-
-def _is_user_error(error: Exception) -> bool:
-    types = sys.modules.get("cvexp.types")  # not loaded: then it cannot be one, and torch stays unloaded
-    return types is not None and isinstance(error, types.UserError)
 
 
 def _print(message: str) -> None:

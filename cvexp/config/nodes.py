@@ -16,6 +16,7 @@ from cvexp.config.messages import Problem, close, listing, raise_problems, shown
 from cvexp.config.origins import Origins, key_parts
 from cvexp.config.sources import register_resolvers
 from cvexp.config.targets import MAGIC, allowed, dangerous_argument
+from cvexp.errors import UserError
 
 Where = Callable[[str], str]
 _REMOVED: Mapping[str, Set[str]] = {"model": {"size"}}  # it chooses among numbers (`pick`); no class takes it
@@ -43,12 +44,11 @@ def check_config(
             that is not allowed or not there, an unknown or missing argument, a value of the wrong type.
     """
     register_resolvers()
-    config = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
     where = origin or Origins.running()
     supplied = supplied or {}
-    reader = _Reader(config, where, supplied)
+    reader = _Reader(cfg, where, supplied)
     plain = reader.read()
-    problems = reader.problems
+    problems = reader.open + reader.problems
     for path, whole, deferred in _targets(plain):
         node = {name: value for name, value in whole.items() if name not in removed.get(path, ())}
         given = supplied.get(path, frozenset())
@@ -56,12 +56,34 @@ def check_config(
     raise_problems(problems)
 
 
+def check_targets(cfg: DictConfig | Mapping[str, Any], origin: Where | None = None, extra: Iterable[str] = ()) -> None:
+    """Checks only what a configuration would run: for a checkpoint's, of which a program builds a part by itself.
+
+    Args:
+        cfg: the configuration.
+        origin: tells where a key was set.
+        extra: packages whose targets are allowed besides the listed ones; never taken from a checkpoint.
+
+    Raises:
+        UserError: for targets that are not allowed or not there, and for interpolations that cannot be resolved (they
+            could hide one). Values left open and arguments are not judged.
+    """
+    register_resolvers()
+    where = origin or Origins.running()
+    reader = _Reader(cfg, where, {})
+    plain = reader.read()
+    found = [_resolve(path, node, where, tuple(extra)) for path, node, _ in _targets(plain)]
+    raise_problems([*reader.problems, *(problem for problem in found if isinstance(problem, Problem))])
+
+
 class _Reader:
     """Turns a config into plain dicts and lists, every interpolation resolved, and notes what cannot be."""
 
-    def __init__(self, config: DictConfig, where: Where, supplied: Mapping[str, Set[str]]) -> None:
-        self.problems: list[Problem] = []
-        self._config, self._where, self._supplied = config, where, supplied
+    def __init__(self, cfg: DictConfig | Mapping[str, Any], where: Where, supplied: Mapping[str, Set[str]]) -> None:
+        self.open: list[Problem] = []  # values left open
+        self.problems: list[Problem] = []  # values that cannot be resolved
+        self._config = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
+        self._where, self._supplied = where, supplied
         self._reasons: set[str] = set()
 
     def read(self) -> dict[str, Any]:
@@ -85,6 +107,9 @@ class _Reader:
             return OPEN
 
     def _plain(self, value: Any, path: str) -> Any:
+        if isinstance(value, dict | list | tuple):  # made by a resolver: it may hold interpolations in its turn
+            value = OmegaConf.create(list(value) if isinstance(value, tuple) else value)
+            value._set_parent(self._config)
         if isinstance(value, DictConfig):
             return {str(name): self._child(value, name, f"{path}.{name!s}") for name in value}
         if isinstance(value, ListConfig):
@@ -94,7 +119,7 @@ class _Reader:
     def _open(self, path: str) -> None:
         parent, _, name = path.rpartition(".")
         if name not in self._supplied.get(parent, ()):
-            self.problems.append(Problem(f"'{path}' has no value", self._where(path), f"set it: {path}=VALUE"))
+            self.open.append(Problem(f"'{path}' has no value", self._where(path), f"set it: {path}=VALUE"))
 
     def _unresolved(self, path: str, text: str, error: OmegaConfBaseException) -> None:
         reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0])
@@ -139,22 +164,30 @@ def _targets(value: Any, path: str = "", deferred: bool = False) -> Iterator[tup
             yield from _targets(child, f"{path}[{i}]", deferred)
 
 
-def _node_problems(
-    path: str, node: dict[str, Any], where: Where, supplied: Set[str], deferred: bool, extra: tuple[str, ...]
-) -> list[Problem]:
-    from cvexp.types import UserError
-
+def _resolve(
+    path: str, node: dict[str, Any], where: Where, extra: tuple[str, ...]
+) -> Callable[..., Any] | Problem | None:
+    """What a node's ``_target_`` names, or why it must not be called; None if the name is open."""
     if node["_target_"] is OPEN:
-        return []  # told where it was read
+        return None  # told where it was read
     key = f"{path}._target_".lstrip(".")
     try:
         target = allowed(node["_target_"], extra)
     except UserError as error:
         what, _, fix = str(error).partition("\n   fix: ")
-        return [Problem(f"'{path}': {what}", where(key), fix)]
+        return Problem(f"'{path}': {what}", where(key), fix)
     if danger := dangerous_argument(target, node):
         fix = "weights are given to cvexp, not to timm"
-        return [Problem(f"'{path}': {danger!r} would load a file of the configuration's choice", where(key), fix)]
+        return Problem(f"'{path}': {danger!r} would load a file of the configuration's choice", where(key), fix)
+    return target
+
+
+def _node_problems(
+    path: str, node: dict[str, Any], where: Where, supplied: Set[str], deferred: bool, extra: tuple[str, ...]
+) -> list[Problem]:
+    target = _resolve(path, node, where, extra)
+    if target is None or isinstance(target, Problem):
+        return [target] if target else []
     parameters, hints = signature(target)
     later = supplied | (set(parameters) if node.get("_partial_") is True or deferred else set())
     return [
@@ -217,10 +250,17 @@ def _wrong_values(
         implicit = value is None and name in parameters and parameters[name].default is None
         if not implicit and not matches(value, hint):
             what = f"'{path}.{name}' = {shown(value)}: {node['_target_']} expects {describe(hint)}"
-            yield Problem(what, where(f"{path}.{name}"), _value_fix(value))
+            yield Problem(what, where(f"{path}.{name}"), _value_fix(f"{path}.{name}", value, parameters.get(name)))
 
 
-def _value_fix(value: Any) -> str:
+def _value_fix(key: str, value: Any, parameter: Parameter | None) -> str:
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", value, re.IGNORECASE):
         return f"remove the quotes: {value}"
-    return "give a value of that type"
+    default = parameter.default if parameter else None
+    if isinstance(default, bool | int | float | str):
+        return f"for example {key}={str(default).lower() if isinstance(default, bool) else default}"
+    return (
+        f"a component is chosen as a group: {key.replace('.', '/')}=NAME"
+        if isinstance(value, str)
+        else "correct the type"
+    )

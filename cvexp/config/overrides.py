@@ -13,7 +13,7 @@ import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override, OverrideType
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -26,6 +26,7 @@ from cvexp.config.origins import Origins, key_parts
 from cvexp.config.sources import CommandLine, Composer
 
 _USAGE = "an override is key=value, as in trainer.max_epochs=3; quote a text with special signs: 'key=\"a=b, c\"'"
+_Slots = Mapping[str, str | None]  # the choice of every slot
 _MAX_COMBINATIONS = 64  # of group choices in a sweep; beyond that each job is checked when it starts
 _MAX_CHOICES = 200  # of one sweep
 
@@ -55,11 +56,13 @@ def check_overrides(
     repository = composer.repository(line.words)
     words = _read(line.words, repository)
     raise_problems(problem for word in words if word.group for problem in _option_problems(word, repository))
+    search = [word for word in line.words if word.startswith("hydra.searchpath=")]
+    slots = composer.defaults(search, skip_missing=True).overrides.known_choices
     problems: list[Problem] = []
     for groups in _combinations([word for word in words if word.group]):
-        accepted = _accept(groups, composer)
+        accepted = _accept(groups, search, slots, composer)
         config = composer.compose(accepted)
-        problems += _stray_keys(config, accepted, composer)
+        problems += _stray_keys(config, groups, slots, accepted, composer)
         problems += _key_problems([word for word in words if not word.group], config, composer)
         problems += _sweep_problems(words, line.multirun or config.hydra.mode == RunMode.MULTIRUN)
     raise_problems(problems)
@@ -148,40 +151,39 @@ def _combinations(groups: list[_Word]) -> Iterator[list[_Word]]:
     return (list(words) for words in itertools.islice(itertools.product(*single), _MAX_COMBINATIONS))
 
 
-def _accept(groups: list[_Word], composer: Composer) -> list[str]:
+def _accept(groups: list[_Word], search: Sequence[str], slots: _Slots, composer: Composer) -> list[str]:
     """The group overrides in an order in which each finds its slot, outer choices (the model) first.
 
     Raises:
         UserError: for those that find none.
     """
-    accepted: list[str] = []
+    accepted = list(search)
     waiting = list(groups)
-    while True:
-        slots = composer.defaults(accepted, skip_missing=True).overrides.known_choices
-        ready = [word for word in waiting if _has_slot(word.first, slots)]
-        if not ready:
-            break
+    while ready := [word for word in waiting if _has_slot(word.first, slots)]:
         ready = [word for word in ready if "/" not in word.first.key_or_group] or ready
         accepted += [str(word.first.input_line) for word in ready]
         waiting = [word for word in waiting if word not in ready]
+        slots = composer.defaults(accepted, skip_missing=True).overrides.known_choices
     raise_problems(_slot_problem(word, slots, composer) for word in waiting)
     return accepted
 
 
-def _has_slot(override: Override, slots: Mapping[str, str | None]) -> bool:
+def _has_slot(override: Override, slots: _Slots) -> bool:
     key = override.get_key_element().lstrip("+~")
-    return key not in slots if override.type is OverrideType.ADD else key in slots
+    if override.is_force_add():  # Hydra has none for groups
+        return False
+    return key not in slots if override.is_add() else key in slots
 
 
-def _slot_problem(word: _Word, slots: Mapping[str, str | None], composer: Composer) -> Problem:
+def _slot_problem(word: _Word, slots: _Slots, composer: Composer) -> Problem:
     key = word.first.get_key_element().lstrip("+~")
     group = word.first.key_or_group
     value = word.text.partition("=")[2]
-    if word.first.type in (OverrideType.ADD, OverrideType.FORCE_ADD):
-        plain = f"{key}={value}"
-        return Problem(
-            f"'{key}' has a choice already: {slots.get(key)}", typed(word.text), f"leave the + away: {plain}"
-        )
+    if key in slots:
+        what = f"'{key}' has a choice already: {slots[key]}"
+        return Problem(what, typed(word.text), f"leave the + away: {key}={value}")
+    if word.first.is_force_add():
+        return Problem(f"'{key}' is a group, which takes no ++", typed(word.text), f"add it: +{key}={value}")
     groups = composer.groups() if not group.startswith("hydra/") else []
     own = [slot for slot in slots if not slot.startswith("hydra/")]
     parent = group.split("/")[0]
@@ -196,13 +198,17 @@ def _slot_problem(word: _Word, slots: Mapping[str, str | None], composer: Compos
     return Problem(f"there is no group '{group}'", typed(word.text), fix)
 
 
-def _stray_keys(config: DictConfig, accepted: list[str], composer: Composer) -> Iterator[Problem]:
-    """Top-level keys that a chosen file brings in (a misspelled ``traner:`` in an experiment) and that nobody reads."""
-    groups = {group.split("/")[0] for group in composer.groups()}
-    new = [str(key) for key in config if key != "hydra" and key not in groups]
-    known = groups | {str(key) for key in composer.compose()} if new and accepted else {*groups, *new}
+def _stray_keys(
+    config: DictConfig, groups: list[_Word], slots: _Slots, accepted: list[str], composer: Composer
+) -> Iterator[Problem]:
+    """Top-level keys that a file laid over the rest brings in (``traner:`` in an experiment) and that nobody reads."""
+    outer = [word.first for word in groups if "/" not in word.first.key_or_group]
+    below = [str(choice.input_line) for choice in outer if slots.get(choice.key_or_group) is not None]
+    if len(below) == len(outer):  # only groups that the defaults list fills: what they bring in is theirs
+        return
+    known = {str(key) for key in composer.compose(below)}.union(group.split("/")[0] for group in composer.groups())
     text = OmegaConf.to_yaml(config)
-    for key in new:
+    for key in map(str, config):
         if key not in known and f"${{{key}" not in text:
             fix = suggest(key, known) or f"known: {listing(known - {'hydra'})}"
             yield Problem(f"unknown key '{key}'", Origins(accepted, composer)(key), fix)

@@ -24,7 +24,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from cvexp.config.messages import Problem, listing, suggest, user_error
+from cvexp.config.messages import Problem, listing, suggest
+from cvexp.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -123,7 +124,7 @@ class Composer:
         self.folders = [self.conf, *(Path(folder).absolute() for folder in extra_dirs)]
         for folder in self.folders:
             if not folder.is_dir():
-                raise user_error(str(Problem(f"there is no configuration folder {folder}", fix="check --config-dir")))
+                raise UserError(str(Problem(f"there is no configuration folder {folder}", fix="check --config-dir")))
         _prepare_hydra()
         search = create_config_search_path(str(self.conf))
         for folder in self.folders[1:]:
@@ -187,7 +188,7 @@ class Composer:
         try:
             yield
         except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
-            raise user_error(str(self._explain(error))) from error
+            raise UserError(str(self._explain(error))) from error
 
     def _explain(self, error: Exception) -> Problem:
         text = _text(error)
@@ -202,9 +203,8 @@ class Composer:
     def _missing(self, error: MissingConfigException, text: str) -> Problem:
         group, _, option = str(error.missing_cfg_file or "").rpartition("/")
         parent = re.match(r"In '([^']+)'", text)
-        path = self.file(parent[1]) if parent else None
         options = error.options or ()
-        where = self.name(path) + self._line(path, f"'{option}'") if path else ""
+        where = self._mention(option, self.file(parent[1]) if parent else None)
         choices = f"choices: {listing(options)}" if options else ""
         what = f"there is no '{option}' in the group '{group}'" if group else text
         return Problem(what, where, f"{suggest(option, options)} {choices}".strip())
@@ -222,6 +222,16 @@ class Composer:
                     line = f":{mark.line + 1}" if mark else self._line(path, f"'{_interpolation(again)}'")
                     return Problem(f"not valid YAML: {_reason(again)}", f"{self.name(path)}{line}", "correct the file")
         return None
+
+    def _mention(self, option: str, parent: Path | None) -> str:
+        """The file and line that choose an option: the file Hydra names, or one that overrides its choice."""
+        value = re.compile(rf"""[:\[,-]\s*["']?{re.escape(option)}["']?\s*($|[],#])""")
+        others = [path for folder in self.folders for path in sorted(folder.rglob("*.yaml"))]
+        for path in [parent, *others] if parent else others:
+            for number, row in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+                if value.search(row):
+                    return f"{self.name(path)}:{number}"
+        return self.name(parent) if parent else ""
 
     def _line(self, path: Path, text: str) -> str:
         """``:12`` for the first line that holds a word quoted in an error text; empty if none does."""

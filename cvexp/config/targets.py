@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from cvexp.config.messages import Problem, listing, suggest, user_error
+from cvexp.config.messages import Problem, listing, suggest
+from cvexp.errors import UserError
 
 # `cvexp` itself is not listed: its commands (train, evaluate ...) run things.
 _CVEXP = ("data", "backbones", "necks", "models", "losses", "ops", "tasks", "metrics", "callbacks")
@@ -99,4 +100,4 @@ def _refusal(target: object, reason: str, package: str = "") -> Exception:
     own = package.split(".")[0]
     known = own in sys.stdlib_module_names or own in {"hydra", "omegaconf", *(name.split(".")[0] for name in _NAMED)}
     fix = "" if known or not own else f"if '{own}' is your own package: allow_targets=[{own}] on the command line"
-    return user_error(str(Problem(f"_target_ {target!r} is refused: {reason}", fix=fix)))
+    return UserError(str(Problem(f"_target_ {target!r} is refused: {reason}", fix=fix)))

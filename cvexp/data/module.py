@@ -19,6 +19,9 @@ from cvexp.data.transforms import Augment, Fit
 from cvexp.types import Batch, Target, UserError
 
 
+Split = Literal["train", "val", "test"]
+
+
 class DetectionDataset(Dataset):
     """A source seen through a transform; indexed by ``(epoch, index)`` so that each sample knows its own seed."""
 
@@ -59,6 +62,7 @@ class DetectionData(LightningDataModule):
 
     Attributes:
         problems: per split what ``on_bad=skip`` left out.
+        tested: the split that a test measures; `cvexp.evaluate split=` sets it.
     """
 
     image_size: int = 320
@@ -69,6 +73,7 @@ class DetectionData(LightningDataModule):
     augment: Augment = field(default_factory=Augment)
     seed: int = 0
     problems: dict[str, list[Problem]] = field(default_factory=dict, init=False)
+    tested: Split = field(default="test", init=False)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -78,14 +83,14 @@ class DetectionData(LightningDataModule):
                 raise UserError(f"data.{name}={getattr(self, name)} must be at least 1")
 
     @abstractmethod
-    def load(self, split: Literal["train", "val", "test"]) -> Source:
+    def load(self, split: Split) -> Source:
         """Reads and checks the annotations of a split.
 
         Raises:
             UserError: naming file, value and fix.
         """
 
-    def source(self, split: Literal["train", "val", "test"]) -> Source:
+    def source(self, split: Split) -> Source:
         """The images of a split, read once."""
         if split not in self._sources:
             self._sources[split] = self.load(split)
@@ -93,22 +98,22 @@ class DetectionData(LightningDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """The one source of class names and of their number."""
-        return self.source("train").classes
+        """The one source of class names and of their number; every split has the same."""
+        known = next(iter(self._sources.values()), None)
+        return (known or self.source("train")).classes
 
     def setup(self, stage: str) -> None:
         """Lightning's hook: everything that can be wrong with the data is found before the first step."""
-        needed = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
-        for split in needed:
-            self.source(split)  # type: ignore[arg-type]
+        needed: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+        for split in needed.get(stage, (self.tested,)):
+            self.source(split)
 
-    def dataset(self, split: Literal["train", "val", "test"], augmented: bool) -> DetectionDataset:
+    def dataset(self, split: Split, augmented: bool) -> DetectionDataset:
         """The samples of a split as the network will see them."""
         transform = Fit(size=self.image_size, resize=self.resize, augment=self.augment if augmented else None)
         return DetectionDataset(self.source(split), transform, self.seed)
 
-    def _loader(self, split: Literal["train", "val", "test"]) -> DataLoader:
-        training = split == "train"
+    def _loader(self, split: Split, training: bool = False) -> DataLoader:
         dataset = self.dataset(split, augmented=training)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         size = self.batch_size if training else self.eval_batch_size or self.batch_size
@@ -125,10 +130,10 @@ class DetectionData(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train")
+        return self._loader("train", training=True)
 
     def val_dataloader(self) -> DataLoader:
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader("test")
+        return self._loader(self.tested)

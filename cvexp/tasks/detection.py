@@ -90,7 +90,7 @@ class DetectionTask(LightningModule):
         self._expect("val")
 
     def on_test_start(self) -> None:
-        self._expect("test")
+        self._expect(self.trainer.datamodule.tested)  # type: ignore[attr-defined]
 
     def _expect(self, split: str) -> None:
         self.metric.reset()

@@ -55,7 +55,7 @@ class YOLOv1(nn.Module):
     """The detector (contract 3): losses with targets, detections without.
 
     Args:
-        backbone: its last map is used.
+        backbone: its coarsest map is used, or all of them by the neck, of which the finest is used.
         head: partial of a module ``(in_channels, in_size, outputs) -> [B, outputs, S, S]``.
         num_classes: C.
         loss: partial-free `YOLOv1Loss`.
@@ -89,11 +89,12 @@ class YOLOv1(nn.Module):
                 f" Fix: model.image_size={round(image_size / backbone.strides[-1]) * backbone.strides[-1]}"
             )
         self.backbone = backbone
-        self.neck = neck(in_channels=backbone.out_channels, strides=backbone.strides) if neck else None
-        feature = self.neck or backbone
+        self.neck = None if neck is None else neck(in_channels=backbone.out_channels, strides=backbone.strides)
+        feature = backbone if self.neck is None else self.neck
+        self.level = -1 if self.neck is None else 0  # a pyramid's finest map knows as much as its coarsest
         self.B, self.num_classes, self.logistic, self.image_size = B, num_classes, logistic, image_size
-        in_size = image_size // feature.strides[-1]
-        self.head = head(in_channels=feature.out_channels[-1], in_size=in_size, outputs=5 * B + num_classes)
+        in_size = image_size // feature.strides[self.level]
+        self.head = head(in_channels=feature.out_channels[self.level], in_size=in_size, outputs=5 * B + num_classes)
         self.loss = loss or YOLOv1Loss()
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.candidates, self.max_detections = candidates, max_detections
@@ -101,8 +102,8 @@ class YOLOv1(nn.Module):
     def outputs(self, images: Tensor) -> Outputs:
         """One pass over uint8 ``[B, 3, H, W]``."""
         maps = self.backbone(images)
-        maps = self.neck(maps) if self.neck else maps
-        raw = self.head(maps[-1]).permute(0, 2, 3, 1).float()  # [B, S, S, 5 boxes + C]
+        maps = self.neck(maps) if self.neck is not None else maps
+        raw = self.head(maps[self.level]).permute(0, 2, 3, 1).float()  # [B, S, S, 5 boxes + C]
         xy, root_wh, confidence, classes = raw.split([2 * self.B, 2 * self.B, self.B, self.num_classes], dim=-1)
         xy, root_wh = xy.unflatten(-1, (self.B, 2)), root_wh.unflatten(-1, (self.B, 2))
         if self.logistic:

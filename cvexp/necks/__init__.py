@@ -1,0 +1,1 @@
+"""Pyramids: list in, list out, with ``out_channels`` and ``strides``."""
