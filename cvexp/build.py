@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -74,6 +76,18 @@ def describe(cfg: DictConfig, classes: list[str]) -> dict[str, Any]:
         "classes": list(classes),
         "config": OmegaConf.to_container(cfg, resolve=True),
     }
+
+
+def build_callbacks(cfg: DictConfig) -> list[Callback]:
+    """The callbacks of ``cfg``, less those that a switch of the trainer makes pointless and Lightning then refuses."""
+    callbacks = [callback for callback in instantiate(cfg.callbacks).values() if callback is not None]
+    if not cfg.trainer.enable_progress_bar:
+        callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
+    if not cfg.trainer.enable_checkpointing:
+        callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
+    if not cfg.logger:
+        callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
+    return callbacks
 
 
 @contextmanager

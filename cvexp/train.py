@@ -31,7 +31,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     from hydra.utils import instantiate
     from lightning.pytorch import seed_everything
 
-    from cvexp.build import SUPPLIED, build_model, check_parts, describe, open_loggers, quiet
+    from cvexp.build import SUPPLIED, build_callbacks, build_model, check_parts, describe, open_loggers, quiet
     from cvexp.results import write_config, write_problems, write_results
 
     check_config(cfg, supplied=SUPPLIED, extra=cfg.allow_targets)
@@ -55,9 +55,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         classes=data.class_names,
     )
     task.description = describe(cfg, data.class_names)
-    callbacks = [c for c in instantiate(cfg.callbacks).values() if c is not None]
     with open_loggers(cfg) as loggers:
-        make_trainer = partial(instantiate, cfg.trainer, callbacks=callbacks, logger=loggers)
+        make_trainer = partial(instantiate, cfg.trainer, callbacks=build_callbacks(cfg), logger=loggers)
         results = instantiate(cfg.recipe)(make_trainer, task, data)
     return write_results(results, model, data, cfg)
 

@@ -6,9 +6,9 @@ Labels are int64 in ``0..K-1`` without background. Images are uint8 RGB ``[3, H,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class Target:
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **moved)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -184,11 +184,17 @@ class Batch:
         """A copy on ``device``; the packed tensors cross, not the views."""
         if self.images.device == torch.device(device):
             return self
-        state = self.__getstate__()
-        move = lambda t: None if t is None else t.to(device, non_blocking=non_blocking)  # noqa: E731
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """A copy in page-locked memory, from which a device reads faster; a loader with ``pin_memory=True`` calls it."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> Self:
+        state: dict[str, Any] = self.__getstate__()
         state["images"] = move(self.images)
-        state["packed"] = {name: move(value) for name, value in state["packed"].items()}  # type: ignore[attr-defined]
-        state["masks"] = [move(m) for m in state["masks"]]  # type: ignore[attr-defined]
+        state["packed"] = {name: move(value) for name, value in state["packed"].items()}
+        state["masks"] = [None if mask is None else move(mask) for mask in state["masks"]]
         state["extras"] = {name: [move(t) for t in values] for name, values in self.extras.items()}
         copy = self.__class__.__new__(self.__class__)
         copy.__setstate__(state)

@@ -18,7 +18,6 @@ from cvexp.data.samplers import EpochOrder, GlobalBatches
 from cvexp.data.transforms import Augment, Fit
 from cvexp.types import Batch, Target, UserError
 
-
 Split = Literal["train", "val", "test"]
 
 
@@ -38,13 +37,16 @@ class DetectionDataset(Dataset):
 
 
 def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
-    """Stacks the images, in shared memory when a worker does it."""
-    images = [image for image, _ in samples]
-    out = None
-    if torch.utils.data.get_worker_info() is not None:
+    """Stacks the images, in shared memory when a worker does it, in the channels-last layout that networks convert them to anyway."""
+    images = [image.permute(1, 2, 0) for image, _ in samples]  # [H, W, 3]
+    shape = (len(images), *images[0].shape)
+    if torch.utils.data.get_worker_info() is None:
+        out = images[0].new_empty(shape)
+    else:
         storage = images[0]._typed_storage()._new_shared(len(images) * images[0].numel(), device=images[0].device)
-        out = images[0].new(storage).resize_(len(images), *images[0].shape)
-    return Batch(images=torch.stack(images, out=out), targets=[target for _, target in samples])
+        out = images[0].new(storage).resize_(shape)
+    torch.stack(images, out=out)
+    return Batch(images=out.permute(0, 3, 1, 2), targets=[target for _, target in samples])
 
 
 @dataclass(kw_only=True, eq=False)

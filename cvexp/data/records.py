@@ -5,6 +5,7 @@ A format (VOC XML, COCO JSON ...) only writes `Record`s and reports `Problem`s; 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -111,31 +112,57 @@ class RecordSource:
 
 
 def decode(path: Path) -> Tensor:
-    """Reads an image as uint8 RGB ``[3, H, W]``.
+    """Reads an image as uint8 RGB ``[3, H, W]``; transparency is dropped, of 16 bits a channel the upper 8 are kept.
 
-    JPEG, PNG, GIF and WebP go through torchvision (1.6 times as fast as PIL), everything else that PIL knows through PIL.
+    JPEG, PNG, GIF (first frame) and WebP go through torchvision (1.6 times as fast as PIL), everything else through PIL.
 
     Raises:
         UserError: the file is missing or cannot be decoded.
     """
     try:
+        return _pixels(path)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}. Fix: replace the file or take it off the list") from None
+
+
+def _pixels(path: Path) -> Tensor:
+    """`decode`, with a ValueError that holds the reason alone."""
+    try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}). Fix: restore the file or take it off the list") from None
+        raise ValueError(f"cannot be read ({error.strerror})") from None
     try:
         image = decode_image(torch.from_numpy(data), mode=ImageReadMode.RGB)
-        return image if image.ndim == 3 else image[0]  # an animated GIF: its first frame
     except RuntimeError:
-        pass
+        return _pixels_by_pil(path)
+    image = image if image.ndim == 3 else image[0]
+    return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
+
+
+def _pixels_by_pil(path: Path) -> Tensor:
     try:
         with Image.open(path) as picture:
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise UserError(f"{path}: not a readable image ({error}). Fix: replace the file or take it off the list") from None
+            if picture.mode.startswith("I;16"):  # `convert` would cut it off at 255
+                grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
+                rgb = np.repeat(grey[:, :, None], 3, axis=2)
+            elif picture.mode in ("I", "F"):
+                raise ValueError(f"has 32 bits a pixel (mode {picture.mode}) and no known range; 8 or 16 are read")
+            else:
+                rgb = np.array(picture.convert("RGB"))
+    except UnidentifiedImageError:
+        raise ValueError("not a readable image" if path.stat().st_size else "file is empty") from None
+    except _PIL_ERRORS as error:
+        raise ValueError(f"not a readable image ({error})") from None
+    return torch.from_numpy(rgb).permute(2, 0, 1)
+
+
+_PIL_ERRORS = (OSError, SyntaxError, struct.error, Image.DecompressionBombError)
+_ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+"""What stands at the end of a complete file."""
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """``(width, height)`` from the header, pixels; a JPEG must also have its end marker.
+    """``(width, height)`` from the header, pixels. A JPEG or PNG without its end marker must also decode: it may be cut off.
 
     Raises:
         ValueError: what is wrong with the file.
@@ -145,13 +172,16 @@ def image_size(path: Path) -> tuple[int, int]:
             size, kind = picture.size, picture.format
     except FileNotFoundError:
         raise ValueError("image is missing") from None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
-        raise ValueError("not a readable image") from None
-    if kind == "JPEG":
+    except UnidentifiedImageError:
+        raise ValueError("not a readable image" if path.stat().st_size else "file is empty") from None
+    except _PIL_ERRORS as error:
+        raise ValueError(f"not a readable image ({error})") from None
+    if kind in _ENDINGS:
         with path.open("rb") as stream:
             stream.seek(max(path.stat().st_size - 64, 0))
-            if b"\xff\xd9" not in stream.read():
-                raise ValueError("image is cut off (no JPEG end marker)")
+            complete = _ENDINGS[kind] in stream.read()
+        if not complete:  # or a camera's own data behind the marker
+            _pixels(path)
     return size
 
 
@@ -160,10 +190,9 @@ def check_pixels(records: Sequence[Record]) -> list[Problem]:
 
     def problem(record: Record) -> Problem | None:
         try:
-            _, height, width = decode(record.path).shape
-        except UserError as error:
-            reason = str(error).split(": ", 1)[1].split(". Fix")[0]
-            return Problem(record.path, reason, "replace the image or take it off the list")
+            _, height, width = _pixels(record.path).shape
+        except ValueError as error:
+            return Problem(record.path, str(error), "replace the image or take it off the list")
         if (width, height) == (record.width, record.height):
             return None
         return Problem(record.path, f"decodes to {width}x{height}, header says {record.width}x{record.height}", "re-save it")
@@ -172,15 +201,25 @@ def check_pixels(records: Sequence[Record]) -> list[Problem]:
         return [p for p in pool.map(problem, records) if p is not None]
 
 
-def box_problem(box: Sequence[float], width: int, height: int) -> str | None:
-    """Why a box ``x1, y1, x2, y2`` (pixels) cannot be used, or None. One pixel over the edge is rounding, not an error."""
+def box_problem(box: Sequence[float], width: int, height: int, first: float = 0.0) -> str | None:
+    """Why a box as written in a file cannot be used, or None.
+
+    One pixel over the edge is rounding, not an error, as long as some of the box is inside.
+
+    Args:
+        box: ``x1, y1, x2, y2``, pixels.
+        width, height: of the image, pixels.
+        first: the number of the first pixel: 0, or 1 where ``x2, y2`` are inclusive too.
+    """
     x1, y1, x2, y2 = box
+    shown = f"box ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
     if not np.isfinite(box).all():
-        return f"box {tuple(box)} is not finite"
+        return f"{shown} is not finite"
     if x2 <= x1 or y2 <= y1:
-        return f"box ({x1:g}, {y1:g}, {x2:g}, {y2:g}) has no area"
-    if x1 < -1 or y1 < -1 or x2 > width + 1 or y2 > height + 1:
-        return f"box ({x1:g}, {y1:g}, {x2:g}, {y2:g}) leaves the {width}x{height} image"
+        return f"{shown} has no area"
+    over = min(x1, y1) < first - 1 or x2 > width + 1 or y2 > height + 1
+    if over or min(x2, y2) <= 0 or x1 - first >= width or y1 - first >= height:
+        return f"{shown} leaves the {width}x{height} image"
     return None
 
 
@@ -197,5 +236,3 @@ def judge(problems: Iterable[Problem], on_bad: Literal["error", "skip"], where: 
     more = [f"  ... and {len(found) - 10} more"] if len(found) > 10 else []
     advice = "Mend the files, or go on without these objects and images: data.on_bad=skip (counts and lists them)"
     raise UserError("\n".join([f"{where}: {len(found)} problem(s) in the data", *lines, *more, advice]))
-
-

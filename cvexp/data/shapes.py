@@ -95,7 +95,8 @@ class ShapesSource:
     def _draw(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, ("train", "val", "test").index(self.split), index])
         image, boxes, labels, masks = draw(self.size, rng)
-        return torch.from_numpy(image), torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(masks)
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(1, 2, 0))).permute(2, 0, 1)  # as decoders lay them out
+        return pixels, torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(masks)
 
     def ground_truth(self) -> GroundTruth:
         targets = [self.read(index)[1] for index in range(self.count)]

@@ -1,8 +1,8 @@
-"""Geometry and colour of training and test images, on uint8 tv_tensors in the workers.
+"""Geometry and colour of training and test images, on uint8 tensors in the workers.
 
 All randomness of a sample comes from one generator seeded by (seed, epoch, index), so it does not depend on workers, ranks
 or the order of loading. The geometry (crop, resize, pad, flip) is one axis-aligned map that is kept in
-``Target.to_original``; boxes and masks follow it through ``torchvision.transforms.v2.functional``.
+``Target.to_original``; boxes and masks follow it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from cvexp.ops.boxes import area, clip
 from cvexp.types import Target
 
 GREY = 114
@@ -85,62 +85,55 @@ class Fit:
     def __call__(self, image: Tensor, target: Target, rng: random.Random) -> tuple[Tensor, Target]:
         """uint8 ``[3, H, W]`` and its objects in original pixels, to ``[3, size, size]`` and the objects in its pixels."""
         height, width = target.original_size
-        left, top, crop_w, crop_h = self.augment.window(width, height, rng) if self.augment else (0, 0, width, height)
+        window = left, top, crop_w, crop_h = self.augment.window(width, height, rng) if self.augment else (0, 0, width, height)
+        flip = self.augment is not None and rng.random() < self.augment.flip
         if self.resize == "warp":
             new_w = new_h = self.size
         else:
             scale = self.size / max(crop_w, crop_h)
             new_w, new_h = max(round(crop_w * scale), 1), max(round(crop_h * scale), 1)
-        image = self._pixels(image, (left, top, crop_w, crop_h), (new_w, new_h), InterpolationMode.BILINEAR, GREY)
+        image = self._pixels(image, window, (new_w, new_h), flip, InterpolationMode.BILINEAR, GREY)
         masks = target.masks
         if masks is not None:
-            masks = self._pixels(masks, (left, top, crop_w, crop_h), (new_w, new_h), InterpolationMode.NEAREST_EXACT, 0)
+            masks = self._pixels(masks, window, (new_w, new_h), flip, InterpolationMode.NEAREST_EXACT, 0)
         sx, sy = new_w / crop_w, new_h / crop_h
-        transform = torch.tensor([sx, sy, -left * sx, -top * sy])
-        boxes = target.boxes * transform[:2].repeat(2) + transform[2:].repeat(2)
-        if self.augment and rng.random() < self.augment.flip:  # the valid part is flipped, the padding stays in place
-            image, masks = self._flip(image, new_w), None if masks is None else self._flip(masks, new_w)
+        ox, oy = -left * sx, -top * sy
+        boxes = target.boxes * torch.tensor([sx, sy, sx, sy]) + torch.tensor([ox, oy, ox, oy])
+        if flip:  # the valid part is flipped, the padding stays in place
             boxes = torch.stack([new_w - boxes[:, 2], boxes[:, 1], new_w - boxes[:, 0], boxes[:, 3]], dim=1)
-            transform = torch.stack([-transform[0], transform[1], new_w - transform[2], transform[3]])
+            sx, ox = -sx, new_w - ox
         if self.augment:
             image = self.augment.colour(image, rng)
-        return image, self._keep(target, boxes, masks, (new_h, new_w), transform)
+        return image, self._keep(target, boxes, masks, (new_h, new_w), torch.tensor([sx, sy, ox, oy]))
 
-    def _pixels(self, image: Tensor, window: tuple, new: tuple, mode: InterpolationMode, fill: int) -> Tensor:
+    def _pixels(
+        self, image: Tensor, window: tuple[int, int, int, int], new: tuple[int, int], flip: bool, mode: InterpolationMode, fill: int
+    ) -> Tensor:
+        """Crop, resize, flip and padding of an image or of masks ``[C, H, W]``; the given tensor is never written to."""
         left, top, crop_w, crop_h = window
         height, width = image.shape[-2:]
-        if (left, top, crop_w, crop_h) != (0, 0, width, height):
-            inner_l, inner_t = max(left, 0), max(top, 0)
-            inner_r, inner_b = min(left + crop_w, width), min(top + crop_h, height)
-            image = image[..., inner_t : max(inner_b, inner_t + 1), inner_l : max(inner_r, inner_l + 1)]
-            pad = [inner_l - left, inner_t - top, left + crop_w - inner_r, top + crop_h - inner_b]
-            if any(pad):
-                image = F.pad(image, pad, fill=fill)
+        if window != (0, 0, width, height):
+            image = image[..., max(top, 0) : max(top + crop_h, 0), max(left, 0) : max(left + crop_w, 0)]
+            image = _on_ground(image, max(-left, 0), max(-top, 0), crop_w, crop_h, fill)
         new_w, new_h = new
         if image.shape[-2:] != (new_h, new_w):
             image = F.resize(image, [new_h, new_w], interpolation=mode, antialias=True)
-        if (new_w, new_h) != (self.size, self.size):
-            image = F.pad(image, [0, 0, self.size - new_w, self.size - new_h], fill=fill)
-        return image
-
-    @staticmethod
-    def _flip(image: Tensor, width: int) -> Tensor:
-        if width == image.shape[-1]:
-            return F.horizontal_flip(image)
-        return torch.cat([image[..., :width].flip(-1), image[..., width:]], dim=-1)
+        if flip:
+            image = image.flip(-1)
+        return _on_ground(image, 0, 0, self.size, self.size, fill)
 
     def _keep(
         self, target: Target, boxes: Tensor, masks: Tensor | None, valid: tuple[int, int], transform: Tensor
     ) -> Target:
-        """Cuts the objects to the valid part and drops those that are hardly left in it."""
-        canvas = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=valid)  # type: ignore[call-arg]
-        cut = F.clamp_bounding_boxes(canvas).as_subclass(Tensor)
-        left_over = (cut[:, 2:] - cut[:, :2]).clamp(min=0)
-        whole = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-        visible = left_over.prod(dim=1) / whole.clamp(min=1e-6)
-        keep = visible >= (self.augment.min_visible if self.augment else 0.0)
+        """Cuts the objects to the valid part and, in training, drops those that are hardly left in it."""
+        cut = clip(boxes, valid[1], valid[0])
         if self.augment:
-            keep &= (left_over >= 1).all(dim=1)  # smaller than a pixel: nothing to learn from
+            sides = cut[:, 2:] - cut[:, :2]
+            visible = sides.prod(dim=1) / area(boxes).clamp(min=1e-6)
+            # an object smaller than a pixel teaches nothing
+            keep = (visible >= self.augment.min_visible) & (sides >= 1).all(dim=1)
+        else:
+            keep = torch.ones(len(boxes), dtype=torch.bool)
         return Target(
             boxes=cut[keep],
             labels=target.labels[keep],
@@ -153,3 +146,16 @@ class Fit:
             to_original=transform,
             masks=None if masks is None else masks[keep],
         )
+
+
+def _on_ground(image: Tensor, x: int, y: int, width: int, height: int, fill: int) -> Tensor:
+    """``[C, h, w]`` at column ``x``, row ``y`` of ``[C, height, width]``, ``fill`` around it; the image itself where it covers all."""
+    rows, columns = image.shape[-2:]
+    if (rows, columns) == (height, width):
+        return image
+    if image.stride(-3) == 1:  # pixel by pixel in memory, as decoders write them: six times as fast as plane by plane
+        ground = image.new_full((height, width, len(image)), fill).permute(2, 0, 1)
+    else:
+        ground = image.new_full((len(image), height, width), fill)
+    ground[:, y : y + rows, x : x + columns] = image
+    return ground

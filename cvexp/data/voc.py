@@ -6,6 +6,8 @@ Coordinates on disk are 1-based and inclusive; here 0-based with exclusive right
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +19,8 @@ from cvexp.data.module import DetectionData
 from cvexp.data.records import FULL_CHECK_LIMIT, Problem, Record, RecordSource, box_problem, check_pixels, image_size, judge
 from cvexp.types import UserError
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".webp", ".bmp")
+_LOWER = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+IMAGE_ENDINGS = (*_LOWER, *(ending.upper() for ending in _LOWER))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -52,7 +55,8 @@ class VOCData(DetectionData):
         problems = parser.problems
         if len(records) <= FULL_CHECK_LIMIT:
             broken = check_pixels(records)
-            records = [r for r in records if r.path not in {p.file for p in broken}]
+            unusable = {p.file for p in broken}
+            records = [r for r in records if r.path not in unusable]
             problems = problems + broken
         self.problems[split] = judge(problems, self.on_bad, f"{list_file} (data.{split})")
         if not records:
@@ -74,10 +78,11 @@ class VOCData(DetectionData):
         return root
 
     def _list_file(self, root: Path, name: str) -> Path:
-        for path in (root / "ImageSets" / "Main" / f"{name}.txt", root / name, Path(name).expanduser()):
+        lists = root / "ImageSets" / "Main"
+        for path in (lists / f"{name}.txt", lists / name, root / name, Path(name).expanduser()):
             if path.is_file():
                 return path
-        have = sorted(p.stem for p in (root / "ImageSets" / "Main").glob("*.txt"))
+        have = sorted(p.stem for p in lists.glob("*.txt"))
         raise UserError(
             f"data.root={self.root}: no list file for split '{name}'"
             f" (ImageSets/Main has: {have or 'nothing'}). Fix: data.train=, data.val=, data.test= take a list's name or its path"
@@ -86,7 +91,7 @@ class VOCData(DetectionData):
     def _class_names(self, root: Path) -> list[str]:
         if self.classes is None:  # once; every split then uses the same
             names = read_list(self._list_file(root, self.train))
-            self.classes = sorted({o.findtext("name", "") for name in names for o in _objects(_xml_path(root, name))})
+            self.classes = sorted({_name(o) for name in names for o in _objects(_xml_path(root, name))} - {""})
             if not self.classes:
                 raise UserError(f"data.root={self.root}: no object in the annotations of '{self.train}'. Fix: data.classes=[...]")
         if len(set(self.classes)) != len(self.classes) or not self.classes:
@@ -95,16 +100,21 @@ class VOCData(DetectionData):
 
 
 def read_list(path: Path) -> list[str]:
-    """Image names of a list file: the first word of each line (VOC's per-class lists have a second), endings dropped.
+    """Image names of a list file, one a line; folders, image endings and a second column (VOC's ``-1, 0, 1``) are dropped.
 
     Raises:
-        UserError: the list is empty or names an image twice.
+        UserError: the list is not text, is empty or names an image twice.
     """
-    names = [Path(line.split()[0]).name for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: the list is not text (UTF-8). Fix: one image name a line") from None
+    words = (re.sub(r"(?<=\S)\s+[+-]?\d+$", "", line.strip()) for line in lines)
+    names = [Path(word.replace("\\", "/")).name for word in words if word]
     names = [name[: -len(end)] if (end := Path(name).suffix) in IMAGE_ENDINGS else name for name in names]
     if not names:
         raise UserError(f"{path}: the list is empty. Fix: one image name a line")
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise UserError(f"{path}: names {twice[0]!r} more than once ({len(twice)} such). Fix: each image once")
     return names
@@ -117,8 +127,15 @@ def _xml_path(root: Path, name: str) -> Path:
 def _objects(path: Path) -> list[ElementTree.Element]:
     try:
         return ElementTree.parse(path).getroot().findall("object")
-    except (OSError, ElementTree.ParseError):
+    except (OSError, *_XML_ERRORS):
         return []  # reported by the parser of the split, with its reason
+
+
+def _name(element: ElementTree.Element) -> str:
+    return (element.findtext("name") or "").strip()
+
+
+_XML_ERRORS = (ElementTree.ParseError, ValueError, LookupError)  # the last two: an encoding that expat cannot read
 
 
 class _Parser:
@@ -136,7 +153,7 @@ class _Parser:
             tree = ElementTree.parse(xml).getroot()
         except OSError:
             return self._bad(xml, "annotation is missing", "add it or take the image off the list")
-        except ElementTree.ParseError as error:
+        except _XML_ERRORS as error:
             return self._bad(xml, f"not valid XML ({error})", "mend the file or take the image off the list")
         image = self._image(name, tree)
         if image is None:
@@ -168,7 +185,7 @@ class _Parser:
         return next((path for path in candidates if path.is_file()), None)
 
     def _object(self, xml: Path, element: ElementTree.Element, width: int, height: int) -> tuple | None:
-        name = (element.findtext("name") or "").strip()
+        name = _name(element)
         if name not in self.index:
             if self.other_classes == "error":
                 known = ", ".join(self.index)
@@ -180,7 +197,7 @@ class _Parser:
         except (TypeError, ValueError):
             return self._bad(xml, f"{name}: bndbox {corners} is not four numbers", "write xmin, ymin, xmax, ymax")
         # A box without area on disk ("504,337,504,337") is a click, not a pixel: judged before the shift.
-        problem = box_problem((x1, y1, x2, y2), width + 1, height + 1)
+        problem = box_problem((x1, y1, x2, y2), width, height, first=self.shift)
         if problem:
             return self._bad(xml, f"{name}: {problem}", "correct or remove the object")
         box = np.clip([x1 - self.shift, y1 - self.shift, x2, y2], 0, [width, height, width, height])

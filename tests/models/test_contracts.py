@@ -1,0 +1,191 @@
+"""Every model YAML at tiny size obeys contract 3; a new YAML is found by itself."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cvexp.build import build_model
+from cvexp.config import conf_dir
+from cvexp.types import Detection, Target
+
+MODELS = sorted(p.stem for p in (conf_dir() / "model").glob("*.yaml"))
+NAMES = {  # the losses of a model, as its paper names them
+    "yolo": {"xy", "wh", "object", "noobject", "class"},
+    "yolov1": {"xy", "wh", "object", "noobject", "class"},
+    "fast_yolo": {"xy", "wh", "object", "noobject", "class"},
+}
+# Parameters whose gradient may be zero on two images, with the reason.
+NO_GRADIENT: dict[str, set[str]] = {}
+NUM_CLASSES = 3
+
+
+def target(boxes: list[list[float]], labels: list[int], size: int, image_id: int) -> Target:
+    count = len(labels)
+    return Target(
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        difficult=torch.zeros(count, dtype=torch.bool),
+        crowd=torch.zeros(count, dtype=torch.bool),
+        area=torch.ones(count),
+        image_id=image_id,
+        size=(size, size),
+        original_size=(size, size),
+        to_original=torch.tensor([1.0, 1.0, 0.0, 0.0]),
+    )
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def case(request: pytest.FixtureRequest) -> tuple[str, nn.Module, torch.Tensor, list[Target]]:
+    """Name, network, two images and their objects; the second image has none."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    from cvexp.config import register_resolvers
+
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = hydra.compose("train", [f"model={request.param}", "model.size=tiny"])
+    torch.manual_seed(0)
+    model = build_model(cfg.model, NUM_CLASSES)
+    size = cfg.model.image_size
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    objects = [[0.1, 0.1, 0.5, 0.4], [0.4, 0.5, 0.95, 0.9]]
+    boxes = [[v * size for v in box] for box in objects]
+    return request.param, model, images, [target(boxes, [2, 0], size, 0), target([], [], size, 1)]
+
+
+def test_losses_are_named_finite_scalars(case) -> None:
+    name, model, images, targets = case
+    model.train()
+    losses = model(images, targets)
+    assert set(losses) == NAMES[name]
+    assert all(value.ndim == 0 and math.isfinite(value.detach()) and value.requires_grad for value in losses.values())
+
+
+def test_every_trainable_parameter_gets_a_gradient(case) -> None:
+    name, model, images, targets = case
+    model.train()
+    model.zero_grad()
+    sum(model(images, targets).values()).backward()
+    without = {n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)}
+    assert without == NO_GRADIENT.get(name, set())
+
+
+def test_validation_loss_exists_in_eval_mode(case) -> None:
+    _, model, images, targets = case
+    model.eval()
+    with torch.no_grad():
+        losses, detections = model.loss_and_detect(images, targets)
+        alone = model(images, targets)
+    assert {k: v.item() for k, v in losses.items()} == {k: v.item() for k, v in alone.items()}
+    assert len(detections) == 2
+
+
+def test_detections_are_typed_sorted_and_inside(case) -> None:
+    _, model, images, _ = case
+    model.eval()
+    with torch.no_grad():
+        detections = model(images)
+    height, width = images.shape[-2:]
+    assert len(detections) == len(images)
+    assert sum(len(d) for d in detections) > 0  # else nothing below is tested
+    for d in detections:
+        assert isinstance(d, Detection)
+        assert (d.boxes.dtype, d.scores.dtype, d.labels.dtype) == (torch.float32, torch.float32, torch.int64)
+        assert d.boxes.shape == (len(d), 4)
+        assert (d.scores.diff() <= 0).all()
+        assert ((d.scores >= 0) & (d.scores <= 1)).all()
+        assert ((d.labels >= 0) & (d.labels < NUM_CLASSES)).all()
+        assert (d.boxes[:, :2] >= 0).all()
+        assert (d.boxes[:, 2] <= width).all()
+        assert (d.boxes[:, 3] <= height).all()
+        assert (d.boxes[:, 2:] >= d.boxes[:, :2]).all()
+
+
+def test_inputs_are_left_alone(case) -> None:
+    _, model, images, targets = case
+    before, pixels = copy.deepcopy(targets), images.clone()
+    model.train()
+    model(images, targets)
+    assert torch.equal(images, pixels)
+    for old, new in zip(before, targets, strict=True):
+        assert torch.equal(old.boxes, new.boxes)
+        assert torch.equal(old.labels, new.labels)
+
+
+def test_a_batch_without_any_object_trains(case) -> None:
+    _, model, images, targets = case
+    model.train()
+    losses = model(images, [targets[1], targets[1]])
+    total = sum(losses.values())
+    total.backward()
+    assert math.isfinite(total.detach())
+
+
+def test_ignored_objects_change_nothing_but_their_own_cells(case) -> None:
+    """A difficult object is neither an object nor background: the loss is at most that of an empty image."""
+    _, model, images, targets = case
+    model.eval()
+    hard = copy.deepcopy(targets[0])
+    hard.difficult[:] = True
+    with torch.no_grad():
+        ignored = sum(model(images[:1], [hard]).values())
+        empty = sum(model(images[:1], [targets[1]]).values())
+    assert ignored <= empty
+
+
+def test_saved_and_loaded_gives_the_same_output(case, tmp_path, compose: Callable) -> None:
+    name, model, images, _ = case
+    model.eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    again = build_model(compose(f"model={name}", "model.size=tiny").model, NUM_CLASSES)
+    again.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    again.eval()
+    with torch.no_grad():
+        for a, b in zip(model(images), again(images), strict=True):
+            assert torch.equal(a.boxes, b.boxes)
+            assert torch.equal(a.scores, b.scores)
+
+
+def test_assignments_show_what_the_loss_sees(case) -> None:
+    _, model, images, targets = case
+    match = model.assignments(images, targets)
+    assert match.positive.shape == match.target_index.shape == match.ignored.shape
+    assert match.positive[0].any()
+    assert not match.positive[1].any()
+    assert set(match.target_index[0][match.positive[0]].tolist()) == {0, 1}
+
+
+class _NoSync(TorchDispatchMode):
+    """Refuses operations whose result the host must wait for, or whose shape depends on values."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "_unique", "item")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().split("::")[-1].split(".")[0]
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in (args[1] or ())
+        )
+        if any(name.startswith(word) for word in self.FORBIDDEN) or by_mask:
+            raise AssertionError(f"a training step waits for the device: {func.name()}")
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_guard_sees_a_sync() -> None:
+    with _NoSync(), pytest.raises(AssertionError, match="waits for the device"):
+        torch.ones(2).sum().item()
+
+
+def test_a_training_step_never_waits_for_the_device(case) -> None:
+    _, model, images, targets = case
+    model.train()
+    with _NoSync():
+        torch.stack(list(model(images, targets).values())).sum().backward()

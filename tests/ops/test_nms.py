@@ -1,0 +1,145 @@
+"""NMS: the lecture's rule in plain Python, torchvision, and the whole batch at once."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+import torch
+import torchvision
+from test_boxes import loop_iou, random_boxes
+
+import cvexp.ops.nms
+from cvexp.ops.nms import class_nms, detect
+
+BOXES = torch.tensor([[0.0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30], [5, 0, 15, 10]])
+SCORES = torch.tensor([0.9, 0.8, 0.7, 0.6])
+
+
+def loop_nms(boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor, threshold: float) -> list[int]:
+    """Sort by falling score, ties by index; each kept box deletes every later one of its group with IoU > threshold."""
+    rows, labels = boxes.double().tolist(), groups.tolist()
+    order = sorted(range(len(rows)), key=lambda i: (-scores[i].item(), i))
+    kept: list[int] = []
+    for i in order:
+        if all(labels[k] != labels[i] or loop_iou(rows[k], rows[i]) <= threshold for k in kept):
+            kept.append(i)
+    return kept
+
+
+def zeros(count: int) -> torch.Tensor:
+    return torch.zeros(count, dtype=torch.int64)
+
+
+def test_the_examples_of_the_docstrings():
+    result = doctest.testmod(cvexp.ops.nms)
+    assert result.attempted >= 2
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("threshold", "kept"),
+    [  # IoU(0, 1) = .680672, (0, 3) = .333333, (1, 3) = .369863
+        (0.3, [0, 2]),  # 0 deletes 1 and 3
+        (0.35, [0, 2, 3]),  # 0 deletes 1; 1 is gone and cannot delete 3
+        (0.5, [0, 2, 3]),
+        (0.7, [0, 1, 2, 3]),  # nothing overlaps that much
+    ],
+)
+def test_worked_example(threshold, kept):
+    assert class_nms(BOXES, SCORES, zeros(4), threshold).tolist() == kept
+    assert loop_nms(BOXES, SCORES, zeros(4), threshold) == kept
+
+
+def test_the_threshold_is_strict():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 20]])  # IoU exactly 1/2
+    assert class_nms(boxes, torch.tensor([0.9, 0.8]), zeros(2), 0.5).tolist() == [0, 1]
+    assert class_nms(boxes, torch.tensor([0.9, 0.8]), zeros(2), 0.4999).tolist() == [0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.9])
+def test_equals_the_loop_and_torchvision(seed, threshold):
+    boxes, scores = random_boxes(60, seed), torch.rand(60, generator=torch.Generator().manual_seed(seed))
+    groups = torch.randint(0, 3, (60,), generator=torch.Generator().manual_seed(seed + 100))
+    kept = class_nms(boxes, scores, groups, threshold).tolist()
+    assert kept == loop_nms(boxes, scores, groups, threshold)
+    assert kept == torchvision.ops.batched_nms(boxes, scores.double(), groups, threshold).tolist()
+    alone = class_nms(boxes, scores, zeros(60), threshold).tolist()
+    assert alone == torchvision.ops.nms(boxes, scores.double(), threshold).tolist()
+    assert len(alone) <= len(kept)
+
+
+def test_empty_input_gives_an_empty_index():
+    kept = class_nms(torch.zeros(0, 4), torch.zeros(0), zeros(0), 0.5)
+    assert (kept.dtype, kept.shape) == (torch.int64, (0,))
+
+
+def test_ties_go_to_the_lower_index():
+    boxes = BOXES[[0, 0, 2, 2, 0]]
+    assert class_nms(boxes, torch.full((5,), 0.5), zeros(5), 0.5).tolist() == [0, 2]
+    apart = random_boxes(300, size=1.0) + torch.arange(300)[:, None] * 2  # nothing overlaps: the order alone is seen
+    assert class_nms(apart, torch.full((300,), 0.5), zeros(300), 0.5).tolist() == list(range(300))
+
+
+@pytest.mark.parametrize("group", [0, 80, 3_000_000])
+def test_large_group_numbers_do_not_blur_the_boxes(group):
+    # 3 million groups (37,500 images of 80 classes) times 501 pixels is 1.5e9; in float32 a pixel would be lost there
+    boxes = random_boxes(80, 4, size=500.0).float()
+    scores = torch.rand(80, generator=torch.Generator().manual_seed(4))
+    groups = torch.arange(80) % 2 + group
+    assert class_nms(boxes, scores, groups, 0.5).tolist() == loop_nms(boxes, scores, groups, 0.5)
+
+
+def test_groups_do_not_meet_even_with_negative_coordinates():
+    boxes = torch.tensor([[-50.0, -50, 50, 50]]).repeat(4, 1)
+    assert class_nms(boxes, SCORES, torch.tensor([0, 1, 0, 2]), 0.1).tolist() == [0, 1, 3]
+
+
+def loop_detect(boxes, scores, score_threshold, iou_threshold, candidates, limit) -> list[tuple[list, list, list]]:
+    """`detect` for one image after the other, in plain Python."""
+    found = []
+    for image_boxes, image_scores in zip(boxes, scores, strict=True):
+        pairs = [(s, p, k) for p, row in enumerate(image_scores.tolist()) for k, s in enumerate(row)]
+        pairs = sorted(pairs, key=lambda x: -x[0])[:candidates]
+        pairs = [x for x in pairs if x[0] > score_threshold]
+        chosen = image_boxes[[p for _, p, _ in pairs]].reshape(-1, 4)
+        kept = loop_nms(chosen, torch.tensor([s for s, _, _ in pairs]), torch.tensor([k for *_, k in pairs]), iou_threshold)
+        found.append(tuple(zip(*[(chosen[i].tolist(), pairs[i][0], pairs[i][2]) for i in kept[:limit]], strict=True)) or ((), (), ()))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("score_threshold", "candidates", "limit"),
+    [
+        (0.0, 10_000, 10_000),  # nothing is cut
+        (0.5, 10_000, 10_000),  # by score
+        (0.2, 40, 10_000),  # by candidates before NMS
+        (0.2, 10_000, 5),  # by the number of results
+        (1.0, 100, 100),  # nothing is left
+    ],
+)
+def test_detect_equals_a_loop_over_images(score_threshold, candidates, limit):
+    boxes = random_boxes(3 * 30, 5).reshape(3, 30, 4).float()
+    scores = torch.rand(3, 30, 4, generator=torch.Generator().manual_seed(6))
+    scores[1] = 0.0  # an image in which nothing is found
+    wanted = loop_detect(boxes, scores, score_threshold, 0.5, candidates, limit)
+    found = detect(
+        boxes, scores, score_threshold=score_threshold, iou_threshold=0.5, candidates=candidates, limit=limit
+    )
+    assert len(found) == 3
+    assert len(found[1]) == 0
+    for d, (b, s, k) in zip(found, wanted, strict=True):
+        assert d.boxes.tolist() == list(b)
+        assert d.scores.tolist() == list(s)
+        assert d.labels.tolist() == list(k)
+        assert (d.boxes.dtype, d.scores.dtype, d.labels.dtype) == (torch.float32, torch.float32, torch.int64)
+        assert d.boxes.shape == (len(d), 4)
+    assert (sum(map(len, found)) > 0) is (score_threshold < 1)
+
+
+def test_a_box_may_carry_two_classes_and_a_score_at_the_threshold_is_dropped():
+    boxes, scores = BOXES[None, :1], torch.tensor([[[0.5, 0.75, 0.25]]])
+    found = detect(boxes, scores, score_threshold=0.25, iou_threshold=0.5, candidates=9, limit=9)[0]
+    assert found.labels.tolist() == [1, 0]
+    assert found.scores.tolist() == [0.75, 0.5]
