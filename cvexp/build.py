@@ -19,7 +19,6 @@ from torch import nn
 import cvexp
 from cvexp.types import UserError
 
-
 SUPPLIED = {
     "model": {"num_classes"},
     "model.head": {"in_channels", "in_size", "outputs"},
@@ -121,4 +120,13 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).* is deprecated")
 
 
-_CHATTER = ("GPU available", "TPU available", "HPU available", "💡", "`Trainer.fit` stopped", "Restoring states", "Loaded model weights", "Loading `train_dataloader`")
+_CHATTER = (
+    "GPU available",
+    "TPU available",
+    "HPU available",
+    "💡",
+    "`Trainer.fit` stopped",
+    "Restoring states",
+    "Loaded model weights",
+    "Loading `train_dataloader`",
+)

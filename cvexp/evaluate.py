@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cvexp.config import check_config, parse_overrides, register_resolvers, report_errors
+from cvexp.config import check_config, parse_overrides, report_errors
 
 USAGE = """usage: python -m cvexp.evaluate ckpt=<checkpoint> [split=test|val|train] [output=<folder>] [key=value ...]
 
@@ -46,7 +46,7 @@ def evaluate(words: list[str]) -> tuple[dict[str, Any], Path]:
     about = content["cvexp"]
     config = OmegaConf.create(parse_overrides(rest, about["config"]))
     assert isinstance(config, DictConfig)
-    check_config(config, origin=lambda key: f"in {own['ckpt']} or on the command line", supplied=SUPPLIED)
+    check_config(config, origin=lambda _: f"in {own['ckpt']} or on the command line", supplied=SUPPLIED)
     default = Path(own["ckpt"]).expanduser().resolve().parent.parent / f"evaluate-{split}"
     config.paths.output = own.get("output", str(default))
 

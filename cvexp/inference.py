@@ -34,7 +34,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.ckpt"))[:5] if path.parent.is_dir() else []
-        raise UserError(f"ckpt={path}: no such file. Fix: give a checkpoint's path" + (f", as {', '.join(near)}" if near else ""))
+        raise UserError(
+            f"ckpt={path}: no such file. Fix: give a checkpoint's path" + (f", as {', '.join(near)}" if near else "")
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
@@ -42,7 +44,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"ckpt={path}: not a checkpoint that can be read safely ({str(error).splitlines()[0][:160]})."
             " Fix: give a file that cvexp.train wrote (tensors and plain Python, no pickled objects)"
         ) from None
-    if not isinstance(content, Mapping) or not {"config", "classes"} <= set(content.get("cvexp", {})) or "state_dict" not in content:
+    if (
+        not isinstance(content, Mapping)
+        or not {"config", "classes"} <= set(content.get("cvexp", {}))
+        or "state_dict" not in content
+    ):
         raise UserError(f"ckpt={path}: not written by cvexp (no 'cvexp' entry). Fix: give a checkpoint of cvexp.train")
     return dict(content)
 
@@ -57,11 +63,15 @@ def rebuild_model(content: Mapping[str, Any], config: DictConfig, path: str | Pa
     if OmegaConf.select(node, "backbone.weights") is not None:
         node.backbone.weights = None  # the checkpoint has them; the file need not be there
     model = build_model(node, num_classes=len(content["cvexp"]["classes"]))
-    state = {name.removeprefix("model."): value for name, value in content["state_dict"].items() if name.startswith("model.")}
+    state = {
+        name.removeprefix("model."): value for name, value in content["state_dict"].items() if name.startswith("model.")
+    }
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"ckpt={path}: its weights do not fit its configuration: {str(error).splitlines()[-1].strip()}") from None
+        raise UserError(
+            f"ckpt={path}: its weights do not fit its configuration: {str(error).splitlines()[-1].strip()}"
+        ) from None
     return model.eval()
 
 
@@ -150,7 +160,9 @@ def as_tensor(image: Picture) -> Tensor:
             raise UserError(f"image: array {image.dtype} {image.shape} is not uint8 [H, W, 3] RGB. Fix: convert it")
         return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise UserError(f"image: {type(image).__name__} is not a path, a PIL image, an array [H, W, 3] or a tensor uint8 [3, H, W]")
+        raise UserError(
+            f"image: {type(image).__name__} is not a path, a PIL image, an array [H, W, 3] or a tensor uint8 [3, H, W]"
+        )
     return image
 
 

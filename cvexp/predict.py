@@ -7,7 +7,6 @@ classes) and ``detections.csv``.
 from __future__ import annotations
 
 import csv
-import glob
 import io
 import json
 import sys
@@ -50,7 +49,9 @@ def predict(words: Sequence[str]) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
     drawn = 0
-    for path, picture, detection in _batches(predictor, files, int(_float(options, "batch_size")), min(threshold, FILE_THRESHOLD)):
+    for path, picture, detection in _batches(
+        predictor, files, int(_float(options, "batch_size")), min(threshold, FILE_THRESHOLD)
+    ):
         name = path.relative_to(base).as_posix()
         images.append({"id": len(images), "file_name": name, "height": picture.shape[1], "width": picture.shape[2]})
         found += _rows(detection, images[-1]["id"])
@@ -69,7 +70,9 @@ def _options(words: Sequence[str]) -> dict[str, str]:
         if not sign:
             raise UserError(f"{word!r} is not name=value.\n{USAGE}")
         if name not in {*DEFAULTS, "ckpt", "source"}:
-            raise UserError(f"{word}: there is no option {name!r}; {suggest(name, [*DEFAULTS, 'ckpt', 'source'])}\n{USAGE}")
+            raise UserError(
+                f"{word}: there is no option {name!r}; {suggest(name, [*DEFAULTS, 'ckpt', 'source'])}\n{USAGE}"
+            )
         options[name] = value
     for name in ("ckpt", "source"):
         if not options.get(name):
@@ -104,14 +107,19 @@ def find_images(source: str) -> tuple[list[Path], Path]:
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
         if not files:
-            raise UserError(f"source={source}: no picture in this folder. Fix: it should hold {', '.join(sorted(ENDINGS))} files")
+            raise UserError(
+                f"source={source}: no picture in this folder. Fix: it should hold {', '.join(sorted(ENDINGS))} files"
+            )
         return files, path
-    files = sorted(p for name in glob.glob(str(path), recursive=True) if (p := Path(name)).is_file() and p.suffix.lower() in ENDINGS)
+    parts = path.parts
+    wild = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), len(parts) - 1)
+    base = Path(*parts[:wild])
+    files = sorted(p for p in base.glob("/".join(parts[wild:])) if p.is_file() and p.suffix.lower() in ENDINGS)
     if not files:
-        raise UserError(f"source={source}: no such image or folder, and no picture fits it as a pattern. Fix: check the path")
-    fixed = [part for part in Path(path).parts]
-    wild = next((i for i, part in enumerate(fixed) if glob.has_magic(part)), len(fixed) - 1)
-    return files, Path(*fixed[:wild]) if wild else Path()
+        raise UserError(
+            f"source={source}: no such image or folder, and no picture fits it as a pattern. Fix: check the path"
+        )
+    return files, base
 
 
 def _batches(predictor: Any, files: list[Path], size: int, threshold: float) -> Iterator[tuple[Path, Any, Detection]]:
@@ -147,7 +155,11 @@ def _draw(picture: Any, detection: Detection, classes: Sequence[str], threshold:
     keep = detection.scores >= threshold
     drawn = draw_boxes(picture, detection.boxes[keep], detection.labels[keep], classes, detection.scores[keep])
     # One picture per source name, whatever its format; formats that Pillow cannot write well become PNG.
-    target = path if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp", ".bmp"} else path.with_name(path.name + ".png")
+    target = (
+        path
+        if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+        else path.with_name(path.name + ".png")
+    )
     save(drawn, target)
     return int(keep.sum())
 

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 
-def end_to_end(make_trainer: Callable[[], Trainer], task: LightningModule, data: LightningDataModule) -> dict[str, float]:
+def end_to_end(
+    make_trainer: Callable[[], Trainer], task: LightningModule, data: LightningDataModule
+) -> dict[str, float]:
     """Train the whole network at once, then test the best checkpoint.
 
     Returns:

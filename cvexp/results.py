@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    part.replace(path)
 
 
 def write_config(cfg: DictConfig) -> None:
@@ -80,7 +79,12 @@ def show(results: dict[str, Any], folder: Path) -> None:
                 table.add_row(name, _number(results[name]))
         for name in sorted(n for n in results if n.startswith(f"{split}/AP50/")):
             table.add_row(name, _number(results[name]))
-    for name, form in (("val/best", ".4f"), ("train/seconds", ".1f"), ("train/images_per_second", ".1f"), ("model/parameters", ",")):
+    for name, form in (
+        ("val/best", ".4f"),
+        ("train/seconds", ".1f"),
+        ("train/images_per_second", ".1f"),
+        ("model/parameters", ","),
+    ):
         if name in results:
             table.add_row(name, format(results[name], form))
     console = Console()
@@ -90,7 +94,11 @@ def show(results: dict[str, Any], folder: Path) -> None:
             console.print(f"{label:>18}: {folder / name}", soft_wrap=True, highlight=False)
     best = folder / PLACES["best checkpoint"]
     if best.exists():
-        console.print(f"\nNext: python -m cvexp.predict ckpt={best} source=<image, folder or glob>", soft_wrap=True, highlight=False)
+        console.print(
+            f"\nNext: python -m cvexp.predict ckpt={best} source=<image, folder or glob>",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def _number(value: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -85,9 +85,7 @@ class Detection:
 
     def to(self, device: torch.device | str) -> Self:
         """A copy with every tensor on ``device``."""
-        moved = {
-            f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
-        }
+        moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         return replace(self, **moved)
 
     @classmethod
@@ -163,7 +161,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
-    _PACKED = ("boxes", "labels", "difficult", "crowd", "area", "to_original")
+    _PACKED: ClassVar = ("boxes", "labels", "difficult", "crowd", "area", "to_original")
 
     def __getstate__(self) -> dict[str, object]:
         """Packs the targets: a worker then sends seven tensors and not six per image."""

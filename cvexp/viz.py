@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,7 +54,12 @@ def draw_boxes(
 
 
 def _draw_box(
-    pen: ImageDraw.ImageDraw, box: list[float], text: str, ink: tuple[int, int, int], line: int, font: ImageFont.FreeTypeFont
+    pen: ImageDraw.ImageDraw,
+    box: list[float],
+    text: str,
+    ink: tuple[int, int, int],
+    line: int,
+    font: ImageFont.FreeTypeFont,
 ) -> None:
     canvas_width, canvas_height = pen.im.size
     x1, y1, x2, y2 = box
@@ -106,4 +110,4 @@ def save(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     picture.save(part, quality=92) if path.suffix.lower() in (".jpg", ".jpeg") else picture.save(part)
-    os.replace(part, path)
+    part.replace(path)

@@ -94,7 +94,12 @@ def test_option_is_accepted(path: Path, compose: Compose) -> None:
 
 def test_every_group_has_a_slot() -> None:
     """A group that no defaults list mentions would be ignored in silence by whoever expects it to be chosen."""
-    used = {slot.partition("@")[0] for path in files("model") if option(path)[0] == "model" for slot in slots(f"model={path.stem}")}
+    used = {
+        slot.partition("@")[0]
+        for path in files("model")
+        if option(path)[0] == "model"
+        for slot in slots(f"model={path.stem}")
+    }
     mentioned = " ".join(str(read(path).get("defaults", "")) for path in CONF.rglob("*.yaml"))
     groups = {option(path)[0] for path in OPTIONS}
     assert [group for group in groups - used if f"/{group}@" not in mentioned and f"/{group}'" not in mentioned] == []

@@ -47,7 +47,19 @@ ARROWS: dict[str, set[str]] = {
 # Commands and what they are made of see everything, also the configuration. A new command is added here.
 COMMANDS = {"train", "evaluate", "predict", "build", "results", "inference", "config"}
 # The network does not know the trainer; pictures are drawn without one.
-WITHOUT_LIGHTNING = {"errors", "types", "ops", "losses", "backbones", "necks", "models", "metrics", "viz", "schedules", "config"}
+WITHOUT_LIGHTNING = {
+    "errors",
+    "types",
+    "ops",
+    "losses",
+    "backbones",
+    "necks",
+    "models",
+    "metrics",
+    "viz",
+    "schedules",
+    "config",
+}
 
 
 def modules() -> list[Path]:

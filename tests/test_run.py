@@ -73,7 +73,9 @@ def test_another_seed_is_another_run(run, tmp_path: Path, tiny: list[str]) -> No
 
 
 def test_checkpoint_is_plain_and_tells_its_story(run) -> None:
-    content = torch.load(run[0] / "checkpoints/best.ckpt", weights_only=True)  # refuses anything but tensors and plain Python
+    content = torch.load(
+        run[0] / "checkpoints/best.ckpt", weights_only=True
+    )  # refuses anything but tensors and plain Python
     about = content["cvexp"]
     assert about["classes"] == ["ellipse", "rectangle", "triangle"]
     assert about["config"]["model"]["_target_"] == "cvexp.models.yolo.v1.YOLOv1"
@@ -139,7 +141,15 @@ def test_predict_keeps_names_and_agrees_with_itself(run, tmp_path: Path) -> None
     for name in ("a/cat.png", "b/cat.png", "b/dog one.jpg"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (60, 40), "red").save(tmp_path / "in" / name)
-    done = predict([f"ckpt={run[0] / 'checkpoints/best.ckpt'}", f"source={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "device=cpu", "threshold=0"])
+    done = predict(
+        [
+            f"ckpt={run[0] / 'checkpoints/best.ckpt'}",
+            f"source={tmp_path / 'in'}",
+            f"output={tmp_path / 'out'}",
+            "device=cpu",
+            "threshold=0",
+        ]
+    )
     assert done["images"] == 3
     content = json.loads((tmp_path / "out/detections.json").read_text())
     assert [i["file_name"] for i in content["images"]] == ["a/cat.png", "b/cat.png", "b/dog one.jpg"]
@@ -149,7 +159,9 @@ def test_predict_keeps_names_and_agrees_with_itself(run, tmp_path: Path) -> None
     assert len(rows) == len(content["annotations"]) == done["detections"] > 0
     for row, annotation in zip(rows, content["annotations"], strict=True):
         x, y, width, height = annotation["bbox"]
-        assert [float(row[k]) for k in ("x1", "y1", "x2", "y2")] == pytest.approx([x, y, x + width, y + height], abs=0.011)
+        assert [float(row[k]) for k in ("x1", "y1", "x2", "y2")] == pytest.approx(
+            [x, y, x + width, y + height], abs=0.011
+        )
 
 
 @pytest.mark.parametrize(
@@ -159,8 +171,12 @@ def test_predict_keeps_names_and_agrees_with_itself(run, tmp_path: Path) -> None
         pytest.param(["ckpt=nowhere.ckpt", "source={here}"], r"nowhere.ckpt: no such file", id="checkpoint not there"),
         pytest.param(["ckpt={ckpt}", "source=nowhere"], r"source=nowhere: no such image", id="source not there"),
         pytest.param(["ckpt={ckpt}", "source={empty}"], "no picture in this folder", id="empty folder"),
-        pytest.param(["ckpt={ckpt}", "source={here}", "treshold=1"], "did you mean 'threshold'", id="misspelled option"),
-        pytest.param(["ckpt={ckpt}", "source={here}", "threshold=2"], "a number from 0 to 1", id="threshold out of range"),
+        pytest.param(
+            ["ckpt={ckpt}", "source={here}", "treshold=1"], "did you mean 'threshold'", id="misspelled option"
+        ),
+        pytest.param(
+            ["ckpt={ckpt}", "source={here}", "threshold=2"], "a number from 0 to 1", id="threshold out of range"
+        ),
         pytest.param(["ckpt={text}", "source={here}"], "not a checkpoint", id="a text file as checkpoint"),
     ],
 )
@@ -170,7 +186,12 @@ def test_bad_words_of_predict(run, tmp_path: Path, words: list[str], message: st
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     Image.new("RGB", (9, 9)).save(tmp_path / "here.png")
-    places = {"ckpt": run[0] / "checkpoints/best.ckpt", "here": tmp_path / "here.png", "empty": tmp_path / "empty", "text": tmp_path / "text.ckpt"}
+    places = {
+        "ckpt": run[0] / "checkpoints/best.ckpt",
+        "here": tmp_path / "here.png",
+        "empty": tmp_path / "empty",
+        "text": tmp_path / "text.ckpt",
+    }
     with pytest.raises(UserError, match=message):
         predict([word.format(**places) for word in words])
 
@@ -216,7 +237,10 @@ def test_wandb_offline_run_is_read_back(tmp_path: Path, tiny: list[str], compose
     _train(tmp_path, [*tiny, "logger=wandb", "trainer.log_every_n_steps=1", "logger.wandb.mode=offline"])
     (record,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     out = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(record.parent)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(record.parent)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert out.returncode == 0, out.stderr
     for name in ("train/loss_xy", "val/AP50", "test/AP50", "lr-", "cvexp.models.yolo.v1.YOLOv1"):

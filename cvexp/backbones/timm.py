@@ -52,7 +52,9 @@ class Timm(nn.Module):
     def _frozen(self) -> list[nn.Module]:
         if not self.freeze:
             return []
-        stem = [m for n, m in self.body.named_children() if n in ("conv_stem", "bn1", "conv1", "stem", "stem_0", "stem_1")]
+        stem = [
+            m for n, m in self.body.named_children() if n in ("conv_stem", "bn1", "conv1", "stem", "stem_0", "stem_1")
+        ]
         stages = self.body.blocks if hasattr(self.body, "blocks") else [
             m for n, m in self.body.named_children() if n.startswith(("layer", "stages"))
         ]  # fmt: skip
@@ -96,7 +98,9 @@ def load_weights(body: nn.Module, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"model.backbone.weights={path}: not a plain state dict ({type(error).__name__}). Fix: save tensors only") from None
+        raise UserError(
+            f"model.backbone.weights={path}: not a plain state dict ({type(error).__name__}). Fix: save tensors only"
+        ) from None
     own = body.state_dict()
     missing = [name for name in own if name not in state or state[name].shape != own[name].shape]
     if missing:

@@ -36,7 +36,13 @@ class Pictures(Callback):
         self._kept = {}
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         for target, detection in zip(batch.targets, outputs, strict=True):
             if target.image_id in self._wanted:

@@ -16,7 +16,16 @@ from xml.etree import ElementTree
 import numpy as np
 
 from cvexp.data.module import DetectionData
-from cvexp.data.records import FULL_CHECK_LIMIT, Problem, Record, RecordSource, box_problem, check_pixels, image_size, judge
+from cvexp.data.records import (
+    FULL_CHECK_LIMIT,
+    Problem,
+    Record,
+    RecordSource,
+    box_problem,
+    check_pixels,
+    image_size,
+    judge,
+)
 from cvexp.types import UserError
 
 _LOWER = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")

@@ -49,7 +49,7 @@ class DetectionTask(LightningModule):
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.model(batch.images, batch.targets, **batch.extras)
         total = torch.stack(list(losses.values())).sum()
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch))
@@ -96,14 +96,14 @@ class DetectionTask(LightningModule):
         self.metric.reset()
         self.metric.set_ground_truth(self.trainer.datamodule.source(split).ground_truth())  # type: ignore[attr-defined]
 
-    def validation_step(self, batch: Batch, _: int) -> list[Detection]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[Detection]:
         losses, detections = self.model.loss_and_detect(batch.images, batch.targets, **batch.extras)
         named = {f"val/loss_{name}": value for name, value in losses.items()}
         named["val/loss"] = torch.stack(list(losses.values())).sum()
         self.log_dict(named, batch_size=len(batch), on_epoch=True, sync_dist=True)
         return self._measure(batch, detections)
 
-    def test_step(self, batch: Batch, _: int) -> list[Detection]:
+    def test_step(self, batch: Batch, batch_idx: int) -> list[Detection]:
         return self._measure(batch, self.model(batch.images, **batch.extras))
 
     def _measure(self, batch: Batch, detections: list[Detection]) -> list[Detection]:

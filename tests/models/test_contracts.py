@@ -75,7 +75,9 @@ def test_every_trainable_parameter_gets_a_gradient(case) -> None:
     model.train()
     model.zero_grad()
     sum(model(images, targets).values()).backward()
-    without = {n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)}
+    without = {
+        n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
+    }
     assert without == NO_GRADIENT.get(name, set())
 
 

@@ -7,7 +7,7 @@ import doctest
 import pytest
 import torch
 import torchvision
-from test_boxes import loop_iou, random_boxes
+from box_oracle import loop_iou, random_boxes
 
 import cvexp.ops.nms
 from cvexp.ops.nms import class_nms, detect

@@ -14,7 +14,9 @@ convolutions, so that S follows the image size (our reading of the idea at class
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -98,6 +100,14 @@ class YOLOv1(nn.Module):
         self.loss = loss or YOLOv1Loss()
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.candidates, self.max_detections = candidates, max_detections
+        self.rare_objects()
+
+    def rare_objects(self, prior: float = 0.1) -> None:
+        """Starts every logistic confidence at ``prior``: most cells hold nothing, and learning that first wastes steps."""
+        predict = getattr(self.head, "predict", None)
+        if self.logistic and predict is not None:
+            with torch.no_grad():
+                predict.bias[4 * self.B : 5 * self.B] = math.log(prior / (1 - prior))
 
     def outputs(self, images: Tensor) -> Outputs:
         """One pass over uint8 ``[B, 3, H, W]``."""
@@ -110,9 +120,7 @@ class YOLOv1(nn.Module):
             return Outputs(xy.sigmoid(), root_wh.sigmoid(), confidence.sigmoid(), classes.softmax(dim=-1))
         return Outputs(xy, root_wh, confidence, classes)
 
-    def forward(
-        self, images: Tensor, targets: list[Target] | None = None
-    ) -> dict[str, Tensor] | list[Detection]:
+    def forward(self, images: Tensor, targets: list[Target] | None = None) -> dict[str, Tensor] | list[Detection]:
         """uint8 ``[B, 3, H, W]``; with targets the named losses, without the detections in the given pixels."""
         outputs = self.outputs(images)
         if targets is None:
@@ -133,7 +141,10 @@ class YOLOv1(nn.Module):
         """
         height, width = size
         boxes = clip(scale(outputs.image_boxes(), width, height), width, height).flatten(1, 3)  # [B, S*S*boxes, 4]
-        confidence, classes = outputs.confidence.clamp(0, 1), outputs.classes.clamp(0, 1)  # linear outputs may leave 0..1
+        confidence, classes = (
+            outputs.confidence.clamp(0, 1),
+            outputs.classes.clamp(0, 1),
+        )  # linear outputs may leave 0..1
         scores = (classes[:, :, :, None, :] * confidence[..., None]).flatten(1, 3)  # [B, S*S*boxes, C]
         return detect(
             boxes, scores, score_threshold=self.score_threshold, iou_threshold=self.nms_threshold,
@@ -156,11 +167,13 @@ class ConvHead(nn.Module):
         dropout: of whole channels before the 1x1.
     """
 
-    def __init__(self, in_channels: int, in_size: int, outputs: int, hidden: int = 256, layers: int = 2, dropout: float = 0.0) -> None:
+    def __init__(
+        self, in_channels: int, in_size: int, outputs: int, hidden: int = 256, layers: int = 2, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.S = in_size
         channels = [in_channels] + [hidden] * layers
-        blocks = [conv(a, b, 3, batch_norm=True) for a, b in zip(channels[:-1], channels[1:], strict=True)]
+        blocks = [conv(a, b, 3, batch_norm=True) for a, b in pairwise(channels)]
         self.body = nn.Sequential(*blocks, nn.Dropout2d(dropout))
         self.predict = nn.Conv2d(channels[-1], outputs, 1)
         nn.init.normal_(self.predict.weight, std=0.01)
@@ -205,7 +218,7 @@ class FCHead(nn.Module):
             self.S = (self.S - 1) // stride + 1
         sizes = [channels[-1] * self.S**2, *hidden]
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for i, (a, b) in enumerate(pairwise(sizes)):
             last = i == len(hidden) - 1
             layers += [nn.Linear(a, b), nn.LeakyReLU(LEAK, inplace=True) if last else nn.Identity()]
         self.full = nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(sizes[-1], self.S**2 * outputs))
@@ -238,13 +251,17 @@ def assign_cells(objects: PaddedTargets, S: int, size: tuple[int, int]) -> Match
     area = xyxy_to_cxcywh(boxes)[..., 2:].prod(dim=-1).clamp(0, 1) * 0.5
     kind = objects.valid.to(area.dtype) + (objects.valid & ~objects.ignored).to(area.dtype)
     order = (kind + area).argsort(dim=1, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     best = order.new_full((len(boxes), S * S), -1).scatter_reduce(1, cell, torch.where(objects.valid, rank, -1), "amax")
     index = order.gather(1, best.clamp(min=0))
     taken = best >= 0
     ignored = taken & objects.ignored.gather(1, index)
     positive = taken & ~ignored
-    return Match(target_index=index, positive=positive, ignored=ignored, weight=torch.ones_like(index, dtype=boxes.dtype))
+    return Match(
+        target_index=index, positive=positive, ignored=ignored, weight=torch.ones_like(index, dtype=boxes.dtype)
+    )
 
 
 class YOLOv1Loss(nn.Module):
@@ -257,9 +274,16 @@ class YOLOv1Loss(nn.Module):
         lambda_iou: weight of an additional ``1 - IoU`` term of the responsible box; 0 in the paper.
     """
 
-    def __init__(self, lambda_coord: float = 5.0, lambda_noobj: float = 0.5, rescore: bool = True, lambda_iou: float = 0.0) -> None:
+    def __init__(
+        self, lambda_coord: float = 5.0, lambda_noobj: float = 0.5, rescore: bool = True, lambda_iou: float = 0.0
+    ) -> None:
         super().__init__()
-        self.lambda_coord, self.lambda_noobj, self.rescore, self.lambda_iou = lambda_coord, lambda_noobj, rescore, lambda_iou
+        self.lambda_coord, self.lambda_noobj, self.rescore, self.lambda_iou = (
+            lambda_coord,
+            lambda_noobj,
+            rescore,
+            lambda_iou,
+        )
 
     def forward(self, outputs: Outputs, objects: PaddedTargets, size: tuple[int, int]) -> dict[str, Tensor]:
         """The terms of Eq. (3), already weighted.

@@ -127,9 +127,13 @@ def test_targets_decode_to_the_box() -> None:
 @pytest.mark.parametrize(
     ("boxes", "ignored", "positive", "winner"),
     [
-        pytest.param([[0, 0, 20, 20], [4, 4, 16, 16]], [False, False], 1, 0, id="two in a cell: exactly one survives, the larger"),
+        pytest.param(
+            [[0, 0, 20, 20], [4, 4, 16, 16]], [False, False], 1, 0, id="two in a cell: exactly one survives, the larger"
+        ),
         pytest.param([[4, 4, 16, 16], [0, 0, 20, 20]], [False, False], 1, 1, id="whatever their order"),
-        pytest.param([[0, 0, 20, 20], [4, 4, 16, 16]], [True, False], 1, 1, id="a real object beats a larger ignored one"),
+        pytest.param(
+            [[0, 0, 20, 20], [4, 4, 16, 16]], [True, False], 1, 1, id="a real object beats a larger ignored one"
+        ),
         pytest.param([[0, 0, 20, 20]], [True], 0, 0, id="an ignored object alone makes no positive"),
         pytest.param([[90, 90, 110, 110]], [False], 1, 0, id="a centre on the edge belongs to the last cell"),
     ],
@@ -157,8 +161,7 @@ def test_against_a_plain_loop() -> None:
         best: dict[int, int] = {}
         for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
             cell = int((y1 + y2) / 200 * 4) * 4 + int((x1 + x2) / 200 * 4)
-            size = lambda j: float((boxes[j, 2:] - boxes[j, :2]).prod())  # noqa: E731
-            if cell not in best or size(i) > size(best[cell]):
+            if cell not in best or (x2 - x1) * (y2 - y1) > float((boxes[best[cell], 2:] - boxes[best[cell], :2]).prod()):
                 best[cell] = i
         found = {int(c): int(match.target_index[0, c]) for c in match.positive[0].nonzero()[:, 0]}
         assert found == best
@@ -170,9 +173,21 @@ def test_against_a_plain_loop() -> None:
 @pytest.mark.parametrize(
     ("side", "rescore", "expected"),
     [
-        pytest.param(0.25, True, {"xy": 0, "wh": 0, "object": 0.04, "noobject": 0.045, "class": 0.05}, id="oracle 4: total 0.135"),
-        pytest.param(0.36, True, {"xy": 0, "wh": 0.1, "object": 0.10096310, "noobject": 0.045, "class": 0.05}, id="oracle 5: total 0.2959631"),
-        pytest.param(0.36, False, {"xy": 0, "wh": 0.1, "object": 0.04, "noobject": 0.045, "class": 0.05}, id="oracle 5 with target 1: 0.235"),
+        pytest.param(
+            0.25, True, {"xy": 0, "wh": 0, "object": 0.04, "noobject": 0.045, "class": 0.05}, id="oracle 4: total 0.135"
+        ),
+        pytest.param(
+            0.36,
+            True,
+            {"xy": 0, "wh": 0.1, "object": 0.10096310, "noobject": 0.045, "class": 0.05},
+            id="oracle 5: total 0.2959631",
+        ),
+        pytest.param(
+            0.36,
+            False,
+            {"xy": 0, "wh": 0.1, "object": 0.04, "noobject": 0.045, "class": 0.05},
+            id="oracle 5 with target 1: 0.235",
+        ),
     ],
 )
 def test_loss_by_hand(side, rescore, expected) -> None:
