@@ -82,7 +82,7 @@ def build_callbacks(cfg: DictConfig) -> list[Callback]:
     callbacks = [callback for callback in instantiate(cfg.callbacks).values() if callback is not None]
     if not cfg.trainer.enable_progress_bar:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
-    if not cfg.trainer.enable_checkpointing:
+    if not cfg.trainer.enable_checkpointing or cfg.trainer.fast_dev_run:  # Lightning would save even a dry run's end
         callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
     if not cfg.logger:
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]

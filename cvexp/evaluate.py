@@ -34,7 +34,6 @@ def evaluate(words: list[str]) -> tuple[dict[str, Any], Path]:
     from cvexp.callbacks.pictures import Pictures
     from cvexp.inference import read_checkpoint, rebuild_model
     from cvexp.results import write_problems, write_results
-    from cvexp.types import UserError
 
     own, rest = split_words(words, {"ckpt", "split", "output"})
     if "ckpt" not in own:

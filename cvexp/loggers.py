@@ -11,6 +11,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 Mode = Literal["online", "offline", "disabled"]
+INIT_TIMEOUT = 30
+"""Seconds to wait for W&B's server before the run is logged offline."""
 
 
 def wandb(
@@ -22,32 +24,36 @@ def wandb(
     entity: str | None = None,
     mode: Mode | None = None,
 ) -> WandbLogger:
-    """A W&B logger.
+    """A W&B logger whose run has begun, so that a refusal is met here and not in the first step.
 
     Args:
         folder: of the run; an offline run is kept below it.
         project, name, group, tags, entity: W&B's.
         mode: None takes ``WANDB_MODE``, else online with stored credentials, else offline.
     """
+    settings = {"project": project, "name": name, "group": group, "tags": list(tags), "entity": entity, "dir": folder}
+    return WandbLogger(project=project, save_dir=folder, experiment=_begin(settings, mode))
+
+
+@rank_zero_only
+def _begin(settings: dict[str, Any], mode: Mode | None) -> Any:
+    """The run; the first process decides between online and offline for all."""
     import wandb as library
 
     os.environ.setdefault("WANDB_SILENT", "true")
+    Path(settings["dir"]).mkdir(parents=True, exist_ok=True)
+    settings = settings | {"settings": library.Settings(init_timeout=INIT_TIMEOUT, console="off")}
     chosen = mode or os.environ.get("WANDB_MODE") or _reachable(library)
-    settings: dict[str, Any] = {
-        "project": project, "name": name, "group": group, "tags": list(tags), "entity": entity,
-        "dir": folder, "settings": library.Settings(init_timeout=30, console="off"),
-    }  # fmt: skip
-    Path(folder).mkdir(parents=True, exist_ok=True)
     if chosen == "online":
         try:
-            return _started(WandbLogger(save_dir=folder, mode="online", **settings))
+            return library.init(mode="online", **settings)
         except (library.errors.CommError, library.errors.AuthenticationError, library.errors.UsageError) as error:
-            rank_zero_info(f"W&B cannot be reached ({error}); this run is logged offline.")
+            rank_zero_info(f"W&B cannot be reached ({str(error).splitlines()[0]}); this run is logged offline.")
             chosen = "offline"
-    logger = _started(WandbLogger(save_dir=folder, mode=chosen, **settings))
+    run = library.init(mode=chosen, **settings)
     if chosen == "offline":
-        _say_how_to_sync(logger)
-    return logger
+        rank_zero_info(f"W&B: offline. To upload this run later: wandb sync {Path(run.dir).parent}")
+    return run
 
 
 def _reachable(library: Any) -> Mode:
@@ -55,13 +61,3 @@ def _reachable(library: Any) -> Mode:
         return "online" if library.login(prompt=False, verify=False) else "offline"
     except Exception:  # no key, no terminal, no network: all mean the same to a run
         return "offline"
-
-
-def _started(logger: WandbLogger) -> WandbLogger:
-    _ = logger.experiment  # starts the run now, so that a refusal is met here and not in the first step
-    return logger
-
-
-@rank_zero_only
-def _say_how_to_sync(logger: WandbLogger) -> None:
-    rank_zero_info(f"W&B: offline. To upload this run later: wandb sync {Path(logger.experiment.dir).parent}")

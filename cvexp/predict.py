@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cvexp.config import report_errors
+from cvexp.config import report_errors, suggest
+from cvexp.errors import UserError
 
 if TYPE_CHECKING:
     from cvexp.types import Detection
@@ -61,9 +62,6 @@ def predict(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _options(words: Sequence[str]) -> dict[str, str]:
-    from cvexp.config import suggest
-    from cvexp.types import UserError
-
     options = dict(DEFAULTS)
     for word in words:
         name, sign, value = word.partition("=")
@@ -81,15 +79,13 @@ def _options(words: Sequence[str]) -> dict[str, str]:
 
 
 def _float(options: dict[str, str], name: str) -> float:
-    from cvexp.types import UserError
-
+    low, high, expected = (0.0, 1.0, "a number from 0 to 1") if name == "threshold" else (1.0, 4096.0, "a number from 1")
     try:
         value = float(options[name])
     except ValueError:
-        value = -1.0
-    if value < 0 or (name == "threshold" and value > 1) or (name == "batch_size" and value < 1):
-        limits = "a number from 0 to 1" if name == "threshold" else "a whole number from 1"
-        raise UserError(f"{name}={options[name]}: must be {limits}. Fix: {name}={DEFAULTS[name]}")
+        value = float("nan")
+    if not low <= value <= high:  # NaN is not either
+        raise UserError(f"{name}={options[name]}: must be {expected}. Fix: {name}={DEFAULTS[name]}")
     return value
 
 
@@ -99,8 +95,6 @@ def find_images(source: str) -> tuple[list[Path], Path]:
     Raises:
         UserError: nothing there, or no picture among it.
     """
-    from cvexp.types import UserError
-
     path = Path(source).expanduser()
     if path.is_file():
         return [path], path.parent

@@ -25,9 +25,16 @@ def end_to_end(
     if trainer.interrupted:
         return results
     results |= best_score(trainer)
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+    best = kept_checkpoint(trainer)
     tested = trainer.test(task, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
     return results | {name: float(value) for name, value in tested[0].items()}
+
+
+def kept_checkpoint(trainer: Trainer) -> str | None:
+    """The best checkpoint; the last where no validation chose one; None where nothing is saved: the weights as they are."""
+    keeper = trainer.checkpoint_callback
+    best = getattr(keeper, "best_model_path", "") or getattr(keeper, "last_model_path", "")
+    return None if trainer.fast_dev_run else best or None
 
 
 def best_score(trainer: Trainer) -> dict[str, float]:

@@ -39,7 +39,6 @@ TINY = (
     "trainer.accelerator=cpu",
     "trainer.devices=1",
     "trainer.enable_progress_bar=false",
-    "callbacks.progress=null",  # Lightning refuses a progress-bar callback where the bar is switched off
 )
 
 

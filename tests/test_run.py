@@ -222,14 +222,21 @@ def test_a_target_outside_the_list_is_not_called(run, tmp_path: Path) -> None:
 def test_debug_step_saves_nothing_but_the_configuration(tmp_path: Path, tiny: list[str]) -> None:
     results = _train(tmp_path, [*tiny, "debug=step"])
     assert results["train/steps"] == 1
-    assert not (tmp_path / "checkpoints").exists()
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_the_schedule_follows_the_clock(tmp_path: Path, tiny: list[str]) -> None:
     """A budget of a hundredth of a second: one step, then the end, tested all the same."""
-    results = _train(tmp_path, [*tiny, "budget.minutes=0.0001", "trainer.max_epochs=50"])
+    results = _train(tmp_path, [*tiny, "budget.minutes=0.0001", "trainer.max_epochs=50", "trainer.check_val_every_n_epoch=50"])
     assert results["train/steps"] < 5
     assert "test/AP" in results
+    assert "val/best" in results  # the end by the clock is validated and saved
+
+
+def test_without_any_validation_the_final_weights_are_kept(tmp_path: Path, tiny: list[str]) -> None:
+    results = _train(tmp_path, [*tiny, "trainer.check_val_every_n_epoch=5"])
+    assert "test/AP" in results
+    assert (tmp_path / "checkpoints/last.ckpt").exists()
 
 
 def test_wandb_offline_run_is_read_back(tmp_path: Path, tiny: list[str], compose: Callable) -> None:
@@ -243,7 +250,7 @@ def test_wandb_offline_run_is_read_back(tmp_path: Path, tiny: list[str], compose
         check=False,
     )
     assert out.returncode == 0, out.stderr
-    for name in ("train/loss_xy", "val/AP50", "test/AP50", "lr-", "cvexp.models.yolo.v1.YOLOv1"):
+    for name in ("train/loss_xy", "val/AP50", "test/AP50", "lr/", "cvexp.models.yolo.v1.YOLOv1"):
         assert name in out.stdout, name
 
 

@@ -65,8 +65,12 @@ def batch(targets: list[Target], extras: dict[str, list[Tensor]]) -> Batch:
     return Batch(images, targets, extras)
 
 
+def through_a_pipe(given: Batch) -> Batch:
+    return pickle.loads(pickle.dumps(given))
+
+
 @pytest.mark.parametrize(("targets", "extras"), BATCHES)
-@pytest.mark.parametrize("through", [lambda b: pickle.loads(pickle.dumps(b)), copy.copy, copy.deepcopy], ids=["pickle", "copy", "deepcopy"])
+@pytest.mark.parametrize("through", [through_a_pipe, copy.copy, copy.deepcopy])
 def test_a_batch_survives_pickling_and_copying(targets, extras, through):
     given = batch(targets, extras)
     assert_same(given, through(given))
@@ -74,7 +78,7 @@ def test_a_batch_survives_pickling_and_copying(targets, extras, through):
 
 @pytest.mark.parametrize(("targets", "extras"), BATCHES)
 def test_a_batch_moves_with_everything(targets, extras):
-    # `meta` is the one device besides the CPU that every machine has; it holds shapes only, so values are tested by pin_memory below
+    # `meta` is the one other device that every machine has; it holds shapes only: values are tested by pinning, below
     moved = batch(targets, extras).to("meta")
     tensors = [moved.images, *(t for values in moved.extras.values() for t in values)]
     for t, original in zip(moved.targets, targets, strict=True):

@@ -57,17 +57,8 @@ def test_installation_uses_its_own_configuration(installed: Path, tmp_path: Path
     file = installed / "cvexp" / "conf" / "scheduler" / "constant.yaml"
     before = file.read_text(encoding="utf-8")
     file.write_text(before + "# edited\nfactor_of_this_test: 7\n", encoding="utf-8")
-    printed = run(
-        "-m",
-        "cvexp.train",
-        "--cfg",
-        "job",
-        "--package",
-        "scheduler",
-        "scheduler=constant",
-        cwd=tmp_path,
-        path=installed,
-    )
+    words = ("--cfg", "job", "--package", "scheduler", "scheduler=constant")
+    printed = run("-m", "cvexp.train", *words, cwd=tmp_path, path=installed)
     file.write_text(before, encoding="utf-8")
     assert "factor_of_this_test: 7" in printed
 

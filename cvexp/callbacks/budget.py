@@ -39,6 +39,7 @@ class Budget(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.minutes is not None and pl_module.clock >= 1:  # type: ignore[operator]
             trainer.should_stop = True
+            trainer.check_val_every_n_epoch = 1  # else Lightning ends without the validation that saves the model
 
     def state_dict(self) -> dict[str, float]:
         return {"elapsed": self.elapsed if self._start else self._before}

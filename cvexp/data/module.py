@@ -6,7 +6,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cvexp.data.records import Problem, Source
 from cvexp.data.samplers import EpochOrder, GlobalBatches
-from cvexp.data.transforms import Augment, Fit
+from cvexp.data.transforms import Augment, Fit, Resize
 from cvexp.types import Batch, Target, UserError
 
 Split = Literal["train", "val", "test"]
@@ -37,7 +37,7 @@ class DetectionDataset(Dataset):
 
 
 def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
-    """Stacks the images, in shared memory when a worker does it, in the channels-last layout that networks convert them to anyway."""
+    """Stacks the images in the layout that networks convert them to anyway (channels last); a worker in shared memory."""
     images = [image.permute(1, 2, 0) for image, _ in samples]  # [H, W, 3]
     shape = (len(images), *images[0].shape)
     if torch.utils.data.get_worker_info() is None:
@@ -71,7 +71,7 @@ class DetectionData(LightningDataModule):
     batch_size: int = 16
     eval_batch_size: int | None = None
     num_workers: int = 2
-    resize: Literal["letterbox", "warp"] = "letterbox"
+    resize: Resize = "letterbox"
     augment: Augment = field(default_factory=Augment)
     seed: int = 0
     problems: dict[str, list[Problem]] = field(default_factory=dict, init=False)
@@ -80,9 +80,14 @@ class DetectionData(LightningDataModule):
     def __post_init__(self) -> None:
         super().__init__()
         self._sources: dict[str, Source] = {}
-        for name in ("image_size", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name}={getattr(self, name)} must be at least 1")
+        for name, least in (("image_size", 1), ("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"data.{name}={value} must be at least {least}. Fix: data.{name}={least} or more")
+        if self.resize not in get_args(Resize):
+            raise UserError(
+                f"data.resize={self.resize!r} is not one of: {', '.join(get_args(Resize))}. Fix: data.resize=letterbox"
+            )
 
     @abstractmethod
     def load(self, split: Split) -> Source:
@@ -120,7 +125,10 @@ class DetectionData(LightningDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         size = self.batch_size if training else self.eval_batch_size or self.batch_size
         if size % world:
-            raise UserError(f"data.batch_size={size} is not a multiple of {world} processes. Fix: data.batch_size={world * max(size // world, 1)}")
+            key = "data.batch_size" if training or not self.eval_batch_size else "data.eval_batch_size"
+            raise UserError(
+                f"{key}={size} is not a multiple of {world} processes. Fix: {key}={world * max(size // world, 1)}"
+            )
         batches = GlobalBatches(EpochOrder(len(dataset), self.seed, training), size, rank, world, drop_last=training)
         return DataLoader(
             dataset,

@@ -16,9 +16,13 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from cvexp.types import GroundTruth, Target, UserError
+
+try:
+    from torchvision.io import ImageReadMode, decode_image
+except ImportError:  # deprecated since torchvision 0.29; PIL then reads everything, in 1.6 times the time
+    decode_image = None
 
 FULL_CHECK_LIMIT = 2000
 """Splits up to this many images are decoded once before training; larger ones get their headers and endings checked."""
@@ -131,6 +135,8 @@ def _pixels(path: Path) -> Tensor:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from None
+    if decode_image is None:
+        return _pixels_by_pil(path)
     try:
         image = decode_image(torch.from_numpy(data), mode=ImageReadMode.RGB)
     except RuntimeError:
@@ -195,7 +201,9 @@ def check_pixels(records: Sequence[Record]) -> list[Problem]:
             return Problem(record.path, str(error), "replace the image or take it off the list")
         if (width, height) == (record.width, record.height):
             return None
-        return Problem(record.path, f"decodes to {width}x{height}, header says {record.width}x{record.height}", "re-save it")
+        return Problem(
+            record.path, f"decodes to {width}x{height}, header says {record.width}x{record.height}", "re-save it"
+        )
 
     with ThreadPoolExecutor(2) as pool:
         return [p for p in pool.map(problem, records) if p is not None]

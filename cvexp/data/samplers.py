@@ -46,7 +46,9 @@ class GlobalBatches:
         drop_last: leave out an incomplete last batch, unless it is the only one.
     """
 
-    def __init__(self, sampler: EpochOrder, batch_size: int, rank: int = 0, world_size: int = 1, drop_last: bool = False) -> None:
+    def __init__(
+        self, sampler: EpochOrder, batch_size: int, rank: int = 0, world_size: int = 1, drop_last: bool = False
+    ) -> None:
         if batch_size % world_size:
             raise ValueError(f"batch_size={batch_size} is not a multiple of {world_size} processes")
         self.sampler, self.batch_size, self.rank, self.world_size = sampler, batch_size, rank, world_size

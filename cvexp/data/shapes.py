@@ -1,8 +1,8 @@
 """`shapes`: a detection set that is drawn, not downloaded. Ellipses, rectangles and triangles on textured ground.
 
-Every image depends on (draw_seed, split, index) alone. One in ten is empty; the others hold one to six objects with sides of 10 to
-60 % of the image, later ones partly over earlier ones, of which at least 60 % stays visible. Boxes and masks are those of
-the visible part, as COCO's are.
+Every image depends on (draw_seed, split, index) alone. One in ten is empty; the others hold one to six objects with sides of 10
+to 60 % of the image, later ones partly over earlier ones, of which at least 60 % stays visible. Boxes and masks are those
+of the visible part, as COCO's are.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class ShapesData(DetectionData):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.image_size < 96:
-            raise UserError(f"data.image_size={self.image_size}: shapes are drawn at 96 pixels or more. Fix: image_size=96")
+            raise UserError(
+                f"data.image_size={self.image_size}: shapes are drawn at 96 pixels or more. Fix: image_size=96"
+            )
         for name in ("train_size", "val_size", "test_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name}={getattr(self, name)}: a split needs at least one image")
@@ -95,8 +97,8 @@ class ShapesSource:
     def _draw(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, ("train", "val", "test").index(self.split), index])
         image, boxes, labels, masks = draw(self.size, rng)
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(1, 2, 0))).permute(2, 0, 1)  # as decoders lay them out
-        return pixels, torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(masks)
+        pixels = np.ascontiguousarray(image.transpose(1, 2, 0)).transpose(2, 0, 1)  # laid out as decoders do
+        return torch.from_numpy(pixels), torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(masks)
 
     def ground_truth(self) -> GroundTruth:
         targets = [self.read(index)[1] for index in range(self.count)]

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from cvexp.ops.boxes import area, clip
 from cvexp.types import Target
 
+Resize = Literal["letterbox", "warp"]
 GREY = 114
 """Colour of the padding, the habit since Darknet's letterbox (0.5 of the range, rounded in later code)."""
 
@@ -79,13 +80,14 @@ class Fit:
     """
 
     size: int
-    resize: Literal["letterbox", "warp"]
+    resize: Resize
     augment: Augment | None = None
 
     def __call__(self, image: Tensor, target: Target, rng: random.Random) -> tuple[Tensor, Target]:
         """uint8 ``[3, H, W]`` and its objects in original pixels, to ``[3, size, size]`` and the objects in its pixels."""
         height, width = target.original_size
-        window = left, top, crop_w, crop_h = self.augment.window(width, height, rng) if self.augment else (0, 0, width, height)
+        window = self.augment.window(width, height, rng) if self.augment else (0, 0, width, height)
+        left, top, crop_w, crop_h = window
         flip = self.augment is not None and rng.random() < self.augment.flip
         if self.resize == "warp":
             new_w = new_h = self.size
@@ -107,7 +109,13 @@ class Fit:
         return image, self._keep(target, boxes, masks, (new_h, new_w), torch.tensor([sx, sy, ox, oy]))
 
     def _pixels(
-        self, image: Tensor, window: tuple[int, int, int, int], new: tuple[int, int], flip: bool, mode: InterpolationMode, fill: int
+        self,
+        image: Tensor,
+        window: tuple[int, int, int, int],
+        new: tuple[int, int],
+        flip: bool,
+        mode: InterpolationMode,
+        fill: int,
     ) -> Tensor:
         """Crop, resize, flip and padding of an image or of masks ``[C, H, W]``; the given tensor is never written to."""
         left, top, crop_w, crop_h = window
@@ -149,7 +157,7 @@ class Fit:
 
 
 def _on_ground(image: Tensor, x: int, y: int, width: int, height: int, fill: int) -> Tensor:
-    """``[C, h, w]`` at column ``x``, row ``y`` of ``[C, height, width]``, ``fill`` around it; the image itself where it covers all."""
+    """``[C, h, w]`` at column ``x``, row ``y`` of ``[C, height, width]``, ``fill`` around it; or itself if it covers all."""
     rows, columns = image.shape[-2:]
     if (rows, columns) == (height, width):
         return image

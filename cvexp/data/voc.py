@@ -69,7 +69,9 @@ class VOCData(DetectionData):
             problems = problems + broken
         self.problems[split] = judge(problems, self.on_bad, f"{list_file} (data.{split})")
         if not records:
-            raise UserError(f"{list_file}: no usable image is left for data.{split}. Fix: check data.{split} and data.root={root}")
+            raise UserError(
+                f"{list_file}: no usable image is left for data.{split}. Fix: check data.{split} and data.root={root}"
+            )
         if split != "test" and not any(len(r.labels) for r in records):
             raise UserError(
                 f"{list_file}: none of its {len(records)} images has an object of {classes}. Fix: check data.classes"
@@ -79,11 +81,15 @@ class VOCData(DetectionData):
     def _folder(self) -> Path:
         root = Path(self.root).expanduser()
         if not root.is_dir():
-            raise UserError(f"data.root={self.root}: no such folder. Fix: data.root=<folder with JPEGImages and Annotations>")
+            raise UserError(
+                f"data.root={self.root}: no such folder. Fix: data.root=<folder with JPEGImages and Annotations>"
+            )
         for part in ("JPEGImages", "Annotations"):
             if not (root / part).is_dir():
                 found = sorted(p.name for p in root.iterdir() if p.is_dir())[:8]
-                raise UserError(f"data.root={self.root}: no folder {part}/ in it (found: {found}). Fix: point data.root at a VOC folder")
+                raise UserError(
+                    f"data.root={self.root}: no folder {part}/ in it (found: {found}). Fix: point data.root at a VOC folder"
+                )
         return root
 
     def _list_file(self, root: Path, name: str) -> Path:
@@ -102,7 +108,9 @@ class VOCData(DetectionData):
             names = read_list(self._list_file(root, self.train))
             self.classes = sorted({_name(o) for name in names for o in _objects(_xml_path(root, name))} - {""})
             if not self.classes:
-                raise UserError(f"data.root={self.root}: no object in the annotations of '{self.train}'. Fix: data.classes=[...]")
+                raise UserError(
+                    f"data.root={self.root}: no object in the annotations of '{self.train}'. Fix: data.classes=[...]"
+                )
         if len(set(self.classes)) != len(self.classes) or not self.classes:
             raise UserError(f"data.classes={list(self.classes)}: names must be given, each once")
         return list(self.classes)
@@ -166,7 +174,9 @@ class _Parser:
             return self._bad(xml, f"not valid XML ({error})", "mend the file or take the image off the list")
         image = self._image(name, tree)
         if image is None:
-            return self._bad(self.root / "JPEGImages" / f"{name}.jpg", "image is missing", "add it or take it off the list")
+            return self._bad(
+                self.root / "JPEGImages" / f"{name}.jpg", "image is missing", "add it or take it off the list"
+            )
         try:
             width, height = image_size(image)
         except ValueError as error:
@@ -198,7 +208,9 @@ class _Parser:
         if name not in self.index:
             if self.other_classes == "error":
                 known = ", ".join(self.index)
-                self._bad(xml, f"class {name!r} is not one of: {known}", "data.classes=[...] or data.other_classes=ignore")
+                self._bad(
+                    xml, f"class {name!r} is not one of: {known}", "data.classes=[...] or data.other_classes=ignore"
+                )
             return None
         corners = [element.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
         try:

@@ -97,7 +97,9 @@ def test_number_of_objects(drawn):
 
 
 def test_all_classes_are_well_filled(drawn):
-    share = np.bincount(np.concatenate([labels for _, _, labels, _ in drawn]), minlength=3) / sum(len(x[2]) for x in drawn)
+    share = np.bincount(np.concatenate([labels for _, _, labels, _ in drawn]), minlength=3) / sum(
+        len(x[2]) for x in drawn
+    )
     assert len(share) == len(CLASSES) == 3
     assert share.min() > 0.25
 
@@ -176,7 +178,10 @@ def test_ground_truth_lists_the_objects_that_are_read():
         assert torch.equal(truth.boxes[mine].float(), target.boxes)
         assert torch.equal(truth.labels[mine], target.labels)
         assert truth.sizes[i].tolist() == list(target.original_size) == [96, 96]
-    assert truth.area.tolist() == ((truth.boxes[:, 2] - truth.boxes[:, 0]) * (truth.boxes[:, 3] - truth.boxes[:, 1])).tolist()
+    assert (
+        truth.area.tolist()
+        == ((truth.boxes[:, 2] - truth.boxes[:, 0]) * (truth.boxes[:, 3] - truth.boxes[:, 1])).tolist()
+    )
     assert not (truth.difficult | truth.crowd).any()
 
 

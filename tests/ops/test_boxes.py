@@ -22,7 +22,7 @@ def test_the_examples_of_the_docstrings():
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
     [
-        ((0, 0, 10, 10), (5, 5, 15, 15), 1 / 7),  # 25 / (100 + 100 - 25); without the historic "+1", which would give 36/206
+        ((0, 0, 10, 10), (5, 5, 15, 15), 1 / 7),  # 25 / (100 + 100 - 25); with the historic "+1" it were 36/206
         ((0, 0, 10, 10), (0, 0, 10, 20), 0.5),  # one contains the other
         ((0, 0, 10, 10), (0, 0, 10, 10), 1.0),  # the same box
         ((0, 0, 10, 10), (10, 0, 20, 10), 0.0),  # a shared edge is no area
@@ -93,7 +93,7 @@ def test_scale_and_clip():
         ([1, 1, 0, 0], [1, 2, 3, 4], [1, 2, 3, 4]),  # nothing happened
         ([0.5, 0.5, 0, 0], [10, 20, 30, 40], [20, 40, 60, 80]),  # an image halved
         ([2, 4, 10, -8], [12, 0, 30, 8], [1, 2, 10, 4]),  # stretched and moved
-        ([-1, 1, 100, 0], [70, 5, 90, 15], [10, 5, 30, 15]),  # flipped in a 100 pixel wide image: left and right change places
+        ([-1, 1, 100, 0], [70, 5, 90, 15], [10, 5, 30, 15]),  # flipped at 100 pixels: left and right swap
     ],
 )
 def test_to_original_worked_examples(transform, given, original):

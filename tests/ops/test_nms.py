@@ -104,8 +104,9 @@ def loop_detect(boxes, scores, score_threshold, iou_threshold, candidates, limit
         pairs = sorted(pairs, key=lambda x: -x[0])[:candidates]
         pairs = [x for x in pairs if x[0] > score_threshold]
         chosen = image_boxes[[p for _, p, _ in pairs]].reshape(-1, 4)
-        kept = loop_nms(chosen, torch.tensor([s for s, _, _ in pairs]), torch.tensor([k for *_, k in pairs]), iou_threshold)
-        found.append(tuple(zip(*[(chosen[i].tolist(), pairs[i][0], pairs[i][2]) for i in kept[:limit]], strict=True)) or ((), (), ()))
+        values, labels = [s for s, _, _ in pairs], [k for _, _, k in pairs]
+        kept = loop_nms(chosen, torch.tensor(values), torch.tensor(labels), iou_threshold)[:limit]
+        found.append(([chosen[i].tolist() for i in kept], [values[i] for i in kept], [labels[i] for i in kept]))
     return found
 
 

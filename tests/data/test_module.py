@@ -1,0 +1,193 @@
+"""The data module: what its loaders hand out, with and without workers, and under Lightning."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from cvexp.data.module import collate
+from cvexp.data.shapes import ShapesData
+from cvexp.data.transforms import Augment
+from cvexp.types import Batch, Target, UserError
+
+AUGMENT = Augment(jitter=0.2, flip=0.5, brightness=0.3)
+
+
+SMALL = {"train_size": 10, "val_size": 5, "test_size": 3, "batch_size": 4, "num_workers": 0, "augment": AUGMENT}
+
+
+def data(**settings: object) -> ShapesData:
+    return ShapesData(**(SMALL | settings))
+
+
+def ids(loader) -> list[list[int]]:
+    return [[t.image_id for t in batch.targets] for batch in loader]
+
+
+def epochs(module: ShapesData, count: int = 3) -> list[list[Batch]]:
+    """Batches of the first epochs, with the epoch set as Lightning does."""
+    loader = module.train_dataloader()
+    found = []
+    for epoch in range(count):
+        loader.batch_sampler.sampler.set_epoch(epoch)
+        found.append(list(loader))
+    return found
+
+
+def flat(found: list[list[Batch]]) -> torch.Tensor:
+    return torch.stack([batch.images for epoch in found for batch in epoch])
+
+
+def targets(found: list[list[Batch]]) -> list[Target]:
+    return [target for epoch in found for batch in epoch for target in batch.targets]
+
+
+def test_what_a_batch_holds():
+    batch = next(iter(data().train_dataloader()))
+    assert isinstance(batch, Batch)
+    assert (batch.images.shape, batch.images.dtype) == ((4, 3, 96, 96), torch.uint8)
+    assert len(batch.targets) == 4
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)  # what networks convert it to anyway
+    for target in batch.targets:
+        assert target.boxes.dtype == torch.float32
+        assert target.original_size == (96, 96)
+
+
+def test_collate_stacks_any_layout():
+    planes = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
+    pixels = planes.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    batch = collate([(planes, None), (pixels, None)])
+    assert torch.equal(batch.images[0], planes)
+    assert torch.equal(batch.images[1], planes)
+
+
+def test_epochs_differ_and_repeat_by_seed():
+    first = epochs(data())
+    assert torch.equal(flat(first), flat(epochs(data())))
+    orders = [[t.image_id for batch in epoch for t in batch.targets] for epoch in first]
+    assert orders[0] != orders[1] != orders[2]
+    assert not torch.equal(flat(first), flat(epochs(data(seed=1))))
+
+
+def test_workers_change_nothing():
+    alone, helped = epochs(data()), epochs(data(num_workers=2))  # persistent: epochs 1 and 2 reach the same processes
+    assert torch.equal(flat(alone), flat(helped))
+    for a, b in zip(targets(alone), targets(helped), strict=True):
+        assert a.image_id == b.image_id
+        assert torch.equal(a.boxes, b.boxes)
+        assert torch.equal(a.to_original, b.to_original)
+    assert helped[0][0].images.is_shared()  # no copy on the way from the worker
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone():
+    short, long, other = (
+        data(**s).dataset("train", augmented=True) for s in ({"train_size": 4}, {"train_size": 9}, {"seed": 5})
+    )
+    long[0, 7]  # whatever was read before
+    assert torch.equal(short[2, 3][0], long[2, 3][0])
+    assert not torch.equal(short[2, 3][0], short[1, 3][0])  # another epoch
+    assert not torch.equal(short[2, 3][0], other[2, 3][0])  # another seed of the run
+
+
+def test_tests_see_every_image_once_unchanged_and_in_order():
+    module = data()
+    assert ids(module.val_dataloader()) == [[0, 1, 2, 3], [4]]
+    assert ids(module.test_dataloader()) == [[0, 1, 2]]
+    image = next(iter(module.val_dataloader())).images[2]
+    assert torch.equal(image, module.source("val").read(2)[0])
+
+
+def test_training_leaves_an_incomplete_batch_out_and_keeps_at_least_one():
+    assert [len(b) for b in ids(data().train_dataloader())] == [4, 4]  # 10 images
+    assert [len(b) for b in ids(data(train_size=3).train_dataloader())] == [3]
+
+
+def test_eval_batch_size():
+    assert ids(data(eval_batch_size=2).val_dataloader()) == [[0, 1], [2, 3], [4]]
+    assert len(ids(data(eval_batch_size=2).train_dataloader())[0]) == 4
+
+
+def test_the_test_split_can_be_exchanged():
+    module = data()
+    module.tested = "val"
+    assert ids(module.test_dataloader()) == [[0, 1, 2, 3], [4]]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_share_the_global_batches(world):
+    def share(rank: int) -> list[list[int]]:
+        module = data()
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+        return ids(module.train_dataloader())
+
+    alone = ids(data().train_dataloader())
+    for number, whole in enumerate(alone):
+        assert sorted(i for rank in range(world) for i in share(rank)[number]) == sorted(whole)
+
+
+def test_a_batch_size_that_cannot_be_shared_names_the_fix():
+    module = data(batch_size=5)
+    module.trainer = SimpleNamespace(global_rank=0, world_size=2)
+    with pytest.raises(UserError, match=r"batch_size=5 is not a multiple of 2 processes. Fix: data.batch_size=4"):
+        module.train_dataloader()
+    module = data(eval_batch_size=3)
+    module.trainer = SimpleNamespace(global_rank=0, world_size=2)
+    with pytest.raises(UserError, match=r"data.eval_batch_size=3 .* Fix: data.eval_batch_size=2"):
+        module.val_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"batch_size": 0}, "data.batch_size=0"),
+        ({"eval_batch_size": 0}, "data.eval_batch_size=0"),  # not the same as null
+        ({"num_workers": -1}, "data.num_workers=-1"),
+        ({"resize": "stretch"}, "data.resize='stretch'.*letterbox.*warp"),
+    ],
+)
+def test_refused_settings(settings, words):
+    with pytest.raises(UserError, match=words):
+        data(**settings)
+
+
+def test_masks_follow_into_the_batch():
+    batch = next(iter(data(masks=True, image_size=96).train_dataloader()))
+    for target in batch.targets:
+        assert target.masks.shape == (len(target), 96, 96)
+
+
+class Listener(LightningModule):
+    """Learns nothing and writes down what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen: dict[int, list[int]] = {}
+        self.first: dict[int, torch.Tensor] = {}
+
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+        self.seen.setdefault(self.current_epoch, []).extend(t.image_id for t in batch.targets)
+        self.first.setdefault(self.current_epoch, batch.images)
+        return self.weight * 0.0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([self.weight], lr=0.1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_lightning_hands_the_epoch_to_the_order(workers, tmp_path):
+    module, listener = data(num_workers=workers), Listener()
+    trainer = Trainer(
+        max_epochs=3, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, default_root_dir=tmp_path, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(listener, datamodule=module)
+    expected = epochs(data())
+    for epoch in range(3):
+        assert listener.seen[epoch] == [t.image_id for batch in expected[epoch] for t in batch.targets]
+        assert torch.equal(listener.first[epoch], expected[epoch][0].images)
+    assert listener.seen[0] != listener.seen[1]

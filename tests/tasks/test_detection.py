@@ -1,0 +1,91 @@
+"""The detection task: sums, groups, progress, original pixels."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from cvexp.metrics.detection import DetectionMAP
+from cvexp.schedules import WarmupCosine
+from cvexp.tasks.detection import DetectionTask, in_original_pixels
+from cvexp.types import Batch, Detection, Target
+
+
+class Net(nn.Module):
+    """A detector of two numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(2, 2)
+        self.head = nn.Linear(2, 1)
+
+    def forward(self, images, targets=None):
+        return {"a": self.head.weight.sum() * 0 + 1.5, "b": self.head.weight.sum() * 0 + 0.25}
+
+
+def task(**options) -> DetectionTask:
+    optimizer = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.05)
+    return DetectionTask(Net(), optimizer, DetectionMAP(), ["x"], **options)
+
+
+def test_the_loss_is_the_sum_of_the_named_terms(monkeypatch) -> None:
+    module = task()
+    logged = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    monkeypatch.setattr(module, "log_dict", lambda values, **_: logged.update({k: float(v) for k, v in values.items()}))
+    total = module.training_step(Batch(images=torch.zeros(1, 3, 4, 4, dtype=torch.uint8), targets=[]), 0)
+    assert total.item() == 1.75
+    assert logged == {"train/loss": 1.75, "train/loss_a": 1.5, "train/loss_b": 0.25}
+
+
+def test_norms_and_biases_do_not_decay_and_the_backbone_is_slower() -> None:
+    groups = {g["name"]: g for g in task(backbone_lr=0.3).parameter_groups()}
+    assert set(groups) == {"backbone", "backbone_no_decay", "head", "head_no_decay"}
+    assert groups["backbone"]["lr"] == groups["backbone_no_decay"]["lr"] == pytest.approx(0.03)
+    assert "lr" not in groups["head"]
+    assert groups["head_no_decay"]["weight_decay"] == 0
+    assert "weight_decay" not in groups["head"]
+    assert sum(p.numel() for g in groups.values() for p in g["params"]) == sum(p.numel() for p in Net().parameters())
+
+
+def test_frozen_parameters_are_not_optimised() -> None:
+    module = task()
+    module.model.backbone.requires_grad_(False)
+    assert {g["name"] for g in module.parameter_groups()} == {"head", "head_no_decay"}
+
+
+@pytest.mark.parametrize(
+    ("step", "clock", "progress"),
+    [
+        pytest.param(5, 0.0, 0.5, id="by steps without a budget"),
+        pytest.param(2, 0.7, 0.7, id="by the clock when it is further"),
+        pytest.param(9, 3.0, 1.0, id="never beyond the end"),
+    ],
+)
+def test_progress(step: int, clock: float, progress: float) -> None:
+    module = task(scheduler=WarmupCosine())
+    module._trainer = SimpleNamespace(global_step=step)
+    module.total_steps, module.clock = 10, clock
+    assert module.progress == pytest.approx(progress)
+
+
+def test_detections_go_back_to_the_original_image() -> None:
+    """A 200 x 100 image halved and flipped (x' = -0.5 x + 100): the box 10..30 was at 140..180; what leaves is cut."""
+    target = Target(
+        boxes=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.int64),
+        difficult=torch.zeros(0, dtype=torch.bool),
+        crowd=torch.zeros(0, dtype=torch.bool),
+        area=torch.zeros(0),
+        image_id=0,
+        size=(50, 100),
+        original_size=(100, 200),
+        to_original=torch.tensor([-0.5, 0.5, 100.0, 0.0]),
+    )
+    boxes = torch.tensor([[10.0, 5.0, 30.0, 60.0]])
+    found = in_original_pixels(Detection(boxes, torch.ones(1), torch.zeros(1, dtype=torch.int64)), target)
+    assert found.boxes.tolist() == [[140.0, 10.0, 180.0, 100.0]]
