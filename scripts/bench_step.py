@@ -23,6 +23,7 @@ colour; nothing is done with the batches. Annotations are parsed and pixels chec
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import statistics
 import sys
@@ -58,7 +59,7 @@ class Span(NamedTuple):
     """Milliseconds by the clock on the wall, and of this process's work (worker processes are not in it)."""
 
     wall: float
-    work: float | None = None
+    work: float = math.nan
 
 
 Times = dict[str, list[Span]]
@@ -140,7 +141,7 @@ class Turns(Callback):
         return Span(time.perf_counter(), time.process_time())
 
     def _span(self, start: Span, end: Span) -> Span:
-        return Span(*((b - a) / self.steps * 1e3 for a, b in zip(start, end, strict=True)))
+        return Span((end.wall - start.wall) / self.steps * 1e3, (end.work - start.work) / self.steps * 1e3)
 
 
 def bench_step(steps: int, rounds: int, callbacks: list[str], overrides: list[str]) -> Times:
@@ -195,7 +196,7 @@ class PlainVOC(Dataset):
         image = Image.open(self.root / "JPEGImages" / f"{self.names[i]}.jpg").convert("RGB")
         objects = ElementTree.parse(self.root / "Annotations" / f"{self.names[i]}.xml").getroot().findall("object")
         corners = [[float(o.findtext(f"bndbox/{k}") or 0) for k in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
-        boxes = tv_tensors.BoundingBoxes(  # type: ignore[call-arg]
+        boxes = tv_tensors.BoundingBoxes(
             torch.tensor(corners).reshape(-1, 4), format="XYXY", canvas_size=(image.height, image.width)
         )
         labels = torch.tensor([self.index[o.findtext("name") or ""] for o in objects])
@@ -262,11 +263,11 @@ def rows(part: str, unit: str, times: Times) -> Iterator[str]:
     """Lines of the Markdown table; the ratios are those of the other's time to ours."""
     (_, ours), *_ = times.items()
     for title, spans in times.items():
-        walls, works = [s.wall for s in spans], [s.work for s in spans if s.work is not None]
+        walls, works = [s.wall for s in spans], [s.work for s in spans if not math.isnan(s.work)]
         ratio = statistics.median(s.wall / o.wall for s, o in zip(spans, ours, strict=True))
         cells = [f"{statistics.median(walls):.3f}", f"{min(walls):.3f}", f"{ratio:.3f}", "", ""]
         if works:
-            ratio = statistics.median(s.work / o.work for s, o in zip(spans, ours, strict=True))  # type: ignore[operator]
+            ratio = statistics.median(s.work / o.work for s, o in zip(spans, ours, strict=True))
             cells[3:] = [f"{statistics.median(works):.3f}", f"{ratio:.3f}"]
         yield f"| {part} | {title} | {unit} | {' | '.join(cells)} |"
 

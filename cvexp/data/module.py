@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from cvexp.data.records import Problem, Source
 from cvexp.data.samplers import EpochOrder, GlobalBatches
 from cvexp.data.transforms import Augment, Fit, Resize
-from cvexp.types import Batch, Target, UserError
+from cvexp.types import Batch, GroundTruth, Target, UserError
 
 Split = Literal["train", "val", "test"]
 
@@ -34,6 +34,31 @@ class DetectionDataset(Dataset):
         epoch, index = key
         image, target = self.source.read(index)
         return self.transform(image, target, random.Random(f"{self.seed}/{epoch}/{index}"))
+
+
+class FirstImages:
+    """The first ``count`` images of a source as a source."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        self.source, self.count = source, min(count, len(source))
+        self.classes, self.names = source.classes, source.names[: self.count]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> tuple[Tensor, Target]:
+        return self.source.read(index)
+
+    def ground_truth(self) -> GroundTruth:
+        whole = self.source.ground_truth()
+        kept = whole.image_index < self.count
+        per_object = ("image_index", "boxes", "labels", "difficult", "crowd", "area")
+        return replace(
+            whole,
+            image_ids=whole.image_ids[: self.count],
+            sizes=whole.sizes[: self.count],
+            **{name: getattr(whole, name)[kept] for name in per_object},
+        )
 
 
 def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
@@ -59,7 +84,8 @@ class DetectionData(LightningDataModule):
         eval_batch_size: the same for validation and test; None takes ``batch_size``.
         num_workers: loader processes; 0 loads in the training process.
         resize: ``letterbox`` or ``warp``.
-        augment: of training images.
+        augment: of training images; None leaves them as they are.
+        overfit: the first so many training images stand for all three splits (``debug=overfit``); None for real runs.
         seed: of the order and of the augmentation.
 
     Attributes:
@@ -72,7 +98,8 @@ class DetectionData(LightningDataModule):
     eval_batch_size: int | None = None
     num_workers: int = 2
     resize: Resize = "letterbox"
-    augment: Augment = field(default_factory=Augment)
+    augment: Augment | None = field(default_factory=Augment)
+    overfit: int | None = None
     seed: int = 0
     problems: dict[str, list[Problem]] = field(default_factory=dict, init=False)
     tested: Split = field(default="test", init=False)
@@ -80,7 +107,7 @@ class DetectionData(LightningDataModule):
     def __post_init__(self) -> None:
         super().__init__()
         self._sources: dict[str, Source] = {}
-        for name, least in (("image_size", 1), ("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0)):
+        for name, least in (("image_size", 1), ("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("overfit", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"data.{name}={value} must be at least {least}. Fix: data.{name}={least} or more")
@@ -100,7 +127,10 @@ class DetectionData(LightningDataModule):
     def source(self, split: Split) -> Source:
         """The images of a split, read once."""
         if split not in self._sources:
-            self._sources[split] = self.load(split)
+            if self.overfit is not None:
+                self._sources |= dict.fromkeys(get_args(Split), FirstImages(self.load("train"), self.overfit))
+            else:
+                self._sources[split] = self.load(split)
         return self._sources[split]
 
     @property

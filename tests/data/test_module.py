@@ -117,6 +117,19 @@ def test_the_test_split_can_be_exchanged():
     assert ids(module.test_dataloader()) == [[0, 1, 2, 3], [4]]
 
 
+def test_overfit_shows_the_first_training_images_as_every_split():
+    module, whole = data(overfit=3, augment=None), data()
+    assert sorted(ids(module.train_dataloader())[0]) == [0, 1, 2]
+    assert ids(module.val_dataloader()) == ids(module.test_dataloader()) == [[0, 1, 2]]
+    truth, all_truth = module.source("val").ground_truth(), whole.source("train").ground_truth()
+    assert truth.image_ids.tolist() == [0, 1, 2]
+    assert truth.sizes.shape == (3, 2)
+    kept = all_truth.image_index < 3
+    for name in ("image_index", "boxes", "labels", "difficult", "crowd", "area"):
+        assert torch.equal(getattr(truth, name), getattr(all_truth, name)[kept]), name
+    assert len(data(overfit=99).source("test")) == 10  # no more than there are
+
+
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_share_the_global_batches(world):
     def share(rank: int) -> list[list[int]]:
@@ -146,6 +159,7 @@ def test_a_batch_size_that_cannot_be_shared_names_the_fix():
         ({"batch_size": 0}, "data.batch_size=0"),
         ({"eval_batch_size": 0}, "data.eval_batch_size=0"),  # not the same as null
         ({"num_workers": -1}, "data.num_workers=-1"),
+        ({"overfit": 0}, "data.overfit=0"),
         ({"resize": "stretch"}, "data.resize='stretch'.*letterbox.*warp"),
     ],
 )
@@ -191,3 +205,15 @@ def test_lightning_hands_the_epoch_to_the_order(workers, tmp_path):
         assert listener.seen[epoch] == [t.image_id for batch in expected[epoch] for t in batch.targets]
         assert torch.equal(listener.first[epoch], expected[epoch][0].images)
     assert listener.seen[0] != listener.seen[1]
+
+
+def test_overfitting_shows_the_same_images_in_every_split():
+    module = data(overfit=4, augment=None)
+    train, test = next(iter(module.train_dataloader())), next(iter(module.test_dataloader()))
+    order = [t.image_id for t in train.targets]
+    assert sorted(order) == [0, 1, 2, 3]
+    assert torch.equal(train.images, test.images[order])
+    truth = module.source("test").ground_truth()
+    assert truth.image_ids.tolist() == [0, 1, 2, 3]
+    assert len(truth.boxes) == sum(len(t) for t in test.targets)
+    assert truth.image_index.max() < 4

@@ -34,9 +34,10 @@ def task(**options) -> DetectionTask:
 
 def test_the_loss_is_the_sum_of_the_named_terms(monkeypatch) -> None:
     module = task()
+    module._trainer = SimpleNamespace(global_step=19, log_every_n_steps=20)
     logged = {}
-    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: float(value)}))
-    monkeypatch.setattr(module, "log_dict", lambda values, **_: logged.update({k: float(v) for k, v in values.items()}))
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value.item()}))
+    monkeypatch.setattr(module, "log_dict", lambda values, **_: logged.update({k: v.item() for k, v in values.items()}))
     total = module.training_step(Batch(images=torch.zeros(1, 3, 4, 4, dtype=torch.uint8), targets=[]), 0)
     assert total.item() == 1.75
     assert logged == {"train/loss": 1.75, "train/loss_a": 1.5, "train/loss_b": 0.25}
