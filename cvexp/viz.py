@@ -25,7 +25,7 @@ def draw_boxes(
     labels: Tensor,
     classes: Sequence[str],
     scores: Tensor | None = None,
-    width: int | None = None,
+    side: int | None = None,
 ) -> Image.Image:
     """Draws named boxes.
 
@@ -35,12 +35,12 @@ def draw_boxes(
         labels: ``[N]``.
         classes: names in label order.
         scores: ``[N]`` in 0..1, written beside the name.
-        width: the picture is enlarged or reduced to this width first, so that text stays legible; None keeps the size.
+        side: the picture is first brought to this many pixels on its longer side, so that text stays legible; None keeps it.
     """
     picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
-    scale = (width or picture.width) / picture.width
+    scale = 1.0 if side is None else side / max(picture.size)
     if scale != 1:
-        size = (round(picture.width * scale), max(round(picture.height * scale), 1))
+        size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
         picture = picture.resize(size, Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)
     line = max(round(max(picture.size) / 250), 2)
@@ -74,17 +74,17 @@ def _draw_box(
 
 
 def truth_and_prediction(
-    image: Tensor, target: Target, detection: Detection, classes: Sequence[str], threshold: float, width: int = 300
+    image: Tensor, target: Target, detection: Detection, classes: Sequence[str], threshold: float, side: int = 300
 ) -> Image.Image:
     """The ground truth (left) and the detections above ``threshold`` (right) of one image, both in its pixels."""
     keep = detection.scores >= threshold
-    left = draw_boxes(image, target.boxes, target.labels, classes, width=width)
+    left = draw_boxes(image, target.boxes, target.labels, classes, side=side)
     right = draw_boxes(
-        image, detection.boxes[keep], detection.labels[keep], classes, detection.scores[keep], width=width
+        image, detection.boxes[keep], detection.labels[keep], classes, detection.scores[keep], side=side
     )
-    pair = Image.new("RGB", (2 * width + 4, left.height), "white")
-    pair.paste(left, (0, 0))
-    pair.paste(right, (width + 4, 0))
+    pair = Image.new("RGB", (2 * side + 4, left.height), "white")
+    for picture, start in ((left, 0), (right, side + 4)):
+        pair.paste(picture, (start + (side - picture.width) // 2, 0))
     return pair
 
 

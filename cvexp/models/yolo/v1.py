@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,10 @@ class YOLOv1(nn.Module):
         self.neck = None if neck is None else neck(in_channels=backbone.out_channels, strides=backbone.strides)
         feature = backbone if self.neck is None else self.neck
         self.level = -1 if self.neck is None else 0  # a pyramid's finest map knows as much as its coarsest
+        if loss is not None and loss.error is cross_entropy and not logistic:
+            raise UserError(
+                "model.loss.error=cross_entropy needs outputs in 0..1. Fix: model.logistic=true or model.loss.error=squared"
+            )
         self.B, self.num_classes, self.logistic, self.image_size = B, num_classes, logistic, image_size
         in_size = image_size // feature.strides[self.level]
         self.head = head(in_channels=feature.out_channels[self.level], in_size=in_size, outputs=5 * B + num_classes)
@@ -264,6 +268,17 @@ def assign_cells(objects: PaddedTargets, S: int, size: tuple[int, int]) -> Match
     )
 
 
+def squared_error(prediction: Tensor, goal: Tensor) -> Tensor:
+    """``(p - t)^2``, element by element."""
+    return (prediction - goal).square()
+
+
+def cross_entropy(prediction: Tensor, goal: Tensor) -> Tensor:
+    """``-t log p - (1 - t) log(1 - p)``, element by element, for ``p`` and ``t`` in 0..1."""
+    p = prediction.clamp(1e-6, 1 - 1e-6)
+    return -(goal * p.log() + (1 - goal) * (1 - p).log())
+
+
 class YOLOv1Loss(nn.Module):
     """Eq. (3): sum over the image, mean over the batch.
 
@@ -272,18 +287,22 @@ class YOLOv1Loss(nn.Module):
         lambda_noobj: weight of the confidence of boxes without an object, 0.5 in the paper.
         rescore: the confidence of the responsible box is trained towards its IoU (a constant), not towards 1.
         lambda_iou: weight of an additional ``1 - IoU`` term of the responsible box; 0 in the paper.
+        error: of confidences and classes. ``squared`` is the paper's; ``cross_entropy`` (as from YOLOv3 on) does not lose its
+            gradient where a squashed output is surely wrong, and needs ``logistic`` outputs.
     """
 
     def __init__(
-        self, lambda_coord: float = 5.0, lambda_noobj: float = 0.5, rescore: bool = True, lambda_iou: float = 0.0
+        self,
+        lambda_coord: float = 5.0,
+        lambda_noobj: float = 0.5,
+        rescore: bool = True,
+        lambda_iou: float = 0.0,
+        error: Literal["squared", "cross_entropy"] = "squared",
     ) -> None:
         super().__init__()
-        self.lambda_coord, self.lambda_noobj, self.rescore, self.lambda_iou = (
-            lambda_coord,
-            lambda_noobj,
-            rescore,
-            lambda_iou,
-        )
+        self.lambda_coord, self.lambda_noobj = lambda_coord, lambda_noobj
+        self.rescore, self.lambda_iou = rescore, lambda_iou
+        self.error = {"squared": squared_error, "cross_entropy": cross_entropy}[error]
 
     def forward(self, outputs: Outputs, objects: PaddedTargets, size: tuple[int, int]) -> dict[str, Tensor]:
         """The terms of Eq. (3), already weighted.
@@ -318,9 +337,9 @@ class YOLOv1Loss(nn.Module):
         losses = {
             "xy": self.lambda_coord * (responsible[..., None] * (outputs.xy - true_xy).square()).sum(),
             "wh": self.lambda_coord * (responsible[..., None] * (outputs.root_wh - true_root).square()).sum(),
-            "object": (responsible * (outputs.confidence - goal).square()).sum(),
-            "noobject": self.lambda_noobj * (noobj * outputs.confidence.square()).sum(),
-            "class": (obj[..., None] * (outputs.classes - true_class).square()).sum(),
+            "object": (responsible * self.error(outputs.confidence, goal)).sum(),
+            "noobject": self.lambda_noobj * (noobj * self.error(outputs.confidence, torch.zeros_like(goal))).sum(),
+            "class": (obj[..., None] * self.error(outputs.classes, true_class)).sum(),
         }
         if self.lambda_iou:
             losses["iou"] = self.lambda_iou * (responsible * (1 - iou)).sum()

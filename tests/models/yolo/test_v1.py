@@ -235,6 +235,26 @@ def test_mean_over_the_batch() -> None:
     assert sum(YOLOv1Loss()(double, both, (100, 100)).values()).item() == pytest.approx(0.29596310, abs=1e-6)
 
 
+def test_cross_entropy_of_confidences_and_classes_by_hand() -> None:
+    """IoU 1 and 0.0625 (oracle 4): -ln 0.8; 0.5 * -ln 0.7; -ln 0.9 - ln 0.8."""
+    losses = YOLOv1Loss(error="cross_entropy")(one_cell(), centred(0.25), (100, 100))
+    assert losses["object"].item() == pytest.approx(-math.log(0.8), abs=1e-5)
+    assert losses["noobject"].item() == pytest.approx(-0.5 * math.log(0.7), abs=1e-5)
+    assert losses["class"].item() == pytest.approx(-math.log(0.9) - math.log(0.8), abs=1e-5)
+    assert losses["wh"].item() == 0  # coordinates stay squared
+
+
+def test_cross_entropy_needs_probabilities() -> None:
+    with pytest.raises(UserError, match="model.logistic=true"):
+        YOLOv1(FastYOLOBody(8, 4), ConvHead, 2, loss=YOLOv1Loss(error="cross_entropy"), image_size=96, logistic=False)
+
+
+def test_the_iou_term() -> None:
+    """One minus the IoU of the responsible box: 0.48225309 in oracle 5."""
+    losses = YOLOv1Loss(lambda_iou=2.0)(one_cell(), centred(0.36), (100, 100))
+    assert losses["iou"].item() == pytest.approx(2 * (1 - 0.48225309), abs=1e-6)
+
+
 # -- decoding ----------------------------------------------------------------------------------------------------------
 
 
