@@ -13,7 +13,8 @@ from typing import Any
 from cvexp.config import check_config, parse_overrides, register_resolvers, report_errors
 from cvexp.errors import UserError
 
-USAGE = """usage: python -m cvexp.evaluate ckpt=<checkpoint> [split=test|val|train] [output=<folder>] [key=value ...]
+USAGE = """usage: python -m cvexp.evaluate ckpt=<checkpoint> [split=test|val|train] [output=<folder>]
+           [allow_targets=<your package>] [key=value ...]
 
 Measures a checkpoint that cvexp.train wrote. The checkpoint holds its whole configuration; any of its keys can be
 overridden, for instance data.root=/elsewhere data.num_workers=0 metric.difficult=count trainer.accelerator=cpu."""
@@ -36,17 +37,18 @@ def evaluate(words: list[str]) -> tuple[dict[str, Any], Path]:
     from cvexp.inference import read_checkpoint, rebuild_model
     from cvexp.results import write_problems, write_results
 
-    own, rest = split_words(words, {"ckpt", "split", "output"})
+    own, rest = split_words(words, {"ckpt", "split", "output", "allow_targets"})
     if "ckpt" not in own:
         raise UserError(f"ckpt= is missing.\n{USAGE}")
     split = own.get("split", "test")
     if split not in ("train", "val", "test"):
         raise UserError(f"split={split}: choose from train, val, test")
+    packages = own.get("allow_targets", "").strip("[]").split(",")
     content = read_checkpoint(own["ckpt"])
     about = content["cvexp"]
     config = OmegaConf.create(parse_overrides(rest, about["config"]))
     assert isinstance(config, DictConfig)
-    check_config(config, origin=lambda _: f"in {own['ckpt']} or on the command line", supplied=SUPPLIED)
+    check_config(config, origin=lambda _: f"in {own['ckpt']} or on the command line", supplied=SUPPLIED, extra=packages)
     default = Path(own["ckpt"]).expanduser().resolve().parent.parent / f"evaluate-{split}"
     config.paths.output = own.get("output", str(default))
 

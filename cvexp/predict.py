@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 USAGE = """usage: python -m cvexp.predict ckpt=<checkpoint> source=<image, folder or 'glob'>
            [threshold=0.3] [output=predictions] [device=cpu] [batch_size=8]
+           [allow_targets=<your package>]
 
 Draws what the checkpoint finds and writes detections.json (COCO results) and detections.csv, in pixels of each picture.
 Detections from threshold on are drawn; all above 0.01 are written to the files, unless threshold is lower still."""
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 FILE_THRESHOLD = 0.01
-DEFAULTS = {"threshold": "0.3", "output": "predictions", "device": "", "batch_size": "8"}
+DEFAULTS = {"threshold": "0.3", "output": "predictions", "device": "", "batch_size": "8", "allow_targets": ""}
 
 
 def predict(words: Sequence[str]) -> dict[str, Any]:
@@ -45,7 +46,8 @@ def predict(words: Sequence[str]) -> dict[str, Any]:
     options = _options(words)
     files, base = find_images(options["source"])
     threshold = _float(options, "threshold")
-    predictor = load(options["ckpt"], device=options["device"] or None)
+    packages = options["allow_targets"].strip("[]").split(",")
+    predictor = load(options["ckpt"], device=options["device"] or None, allow_targets=packages)
     output = Path(options["output"]).expanduser()
     images: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
