@@ -81,7 +81,9 @@ def _options(words: Sequence[str]) -> dict[str, str]:
 
 
 def _float(options: dict[str, str], name: str) -> float:
-    low, high, expected = (0.0, 1.0, "a number from 0 to 1") if name == "threshold" else (1.0, 4096.0, "a number from 1")
+    low, high, expected = (
+        (0.0, 1.0, "a number from 0 to 1") if name == "threshold" else (1.0, 4096.0, "a number from 1")
+    )
     try:
         value = float(options[name])
     except ValueError:

@@ -35,7 +35,9 @@ def write_problems(problems: dict[str, list[Problem]], folder: str) -> None:
     if lines:
         path = Path(folder) / "data_problems.txt"
         write_text(path, "\n".join(lines) + "\n")
-        Console(stderr=True).print(f"skipped {len(lines)} bad object(s) or image(s) in the data, listed in {path}")
+        Console(stderr=True).print(
+            f"skipped {len(lines)} bad object(s) or image(s) in the data, listed in {path}", soft_wrap=True
+        )
 
 
 def write_results(results: dict[str, float], model: nn.Module, data: Any, cfg: DictConfig) -> dict[str, Any]:

@@ -79,9 +79,7 @@ def truth_and_prediction(
     """The ground truth (left) and the detections above ``threshold`` (right) of one image, both in its pixels."""
     keep = detection.scores >= threshold
     left = draw_boxes(image, target.boxes, target.labels, classes, side=side)
-    right = draw_boxes(
-        image, detection.boxes[keep], detection.labels[keep], classes, detection.scores[keep], side=side
-    )
+    right = draw_boxes(image, detection.boxes[keep], detection.labels[keep], classes, detection.scores[keep], side=side)
     pair = Image.new("RGB", (2 * side + 4, left.height), "white")
     for picture, start in ((left, 0), (right, side + 4)):
         pair.paste(picture, (start + (side - picture.width) // 2, 0))

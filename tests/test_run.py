@@ -227,7 +227,9 @@ def test_debug_step_saves_nothing_but_the_configuration(tmp_path: Path, tiny: li
 
 def test_the_schedule_follows_the_clock(tmp_path: Path, tiny: list[str]) -> None:
     """A budget of a hundredth of a second: one step, then the end, tested all the same."""
-    results = _train(tmp_path, [*tiny, "budget.minutes=0.0001", "trainer.max_epochs=50", "trainer.check_val_every_n_epoch=50"])
+    results = _train(
+        tmp_path, [*tiny, "budget.minutes=0.0001", "trainer.max_epochs=50", "trainer.check_val_every_n_epoch=50"]
+    )
     assert results["train/steps"] < 5
     assert "test/AP" in results
     assert "val/best" in results  # the end by the clock is validated and saved

@@ -107,7 +107,13 @@ class DetectionData(LightningDataModule):
     def __post_init__(self) -> None:
         super().__init__()
         self._sources: dict[str, Source] = {}
-        for name, least in (("image_size", 1), ("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("overfit", 1)):
+        for name, least in (
+            ("image_size", 1),
+            ("batch_size", 1),
+            ("eval_batch_size", 1),
+            ("num_workers", 0),
+            ("overfit", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"data.{name}={value} must be at least {least}. Fix: data.{name}={least} or more")

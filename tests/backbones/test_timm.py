@@ -54,7 +54,9 @@ def test_frozen_stages_get_no_gradient_and_stay_in_evaluation() -> None:
     statistics = backbone.body.bn1.running_mean.clone()
     backbone(images)[0].sum().backward()
     frozen = {n for n, p in backbone.body.named_parameters() if p.grad is None}
-    assert frozen == {n for n, _ in backbone.body.named_parameters() if n.startswith(("conv_stem", "bn1", "blocks.0", "blocks.1"))}
+    assert frozen == {
+        n for n, _ in backbone.body.named_parameters() if n.startswith(("conv_stem", "bn1", "blocks.0", "blocks.1"))
+    }
     assert torch.equal(backbone.body.bn1.running_mean, statistics)
 
 

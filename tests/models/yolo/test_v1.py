@@ -161,7 +161,9 @@ def test_against_a_plain_loop() -> None:
         best: dict[int, int] = {}
         for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
             cell = int((y1 + y2) / 200 * 4) * 4 + int((x1 + x2) / 200 * 4)
-            if cell not in best or (x2 - x1) * (y2 - y1) > float((boxes[best[cell], 2:] - boxes[best[cell], :2]).prod()):
+            if cell not in best or (x2 - x1) * (y2 - y1) > float(
+                (boxes[best[cell], 2:] - boxes[best[cell], :2]).prod()
+            ):
                 best[cell] = i
         found = {int(c): int(match.target_index[0, c]) for c in match.positive[0].nonzero()[:, 0]}
         assert found == best
