@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cvexp.config import check_config, parse_overrides, register_resolvers, report_errors
+from cvexp.config import check_config, parse_overrides, report_errors
 from cvexp.errors import UserError
 
 USAGE = """usage: python -m cvexp.evaluate ckpt=<checkpoint> [split=test|val|train] [output=<folder>]

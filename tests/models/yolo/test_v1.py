@@ -247,7 +247,7 @@ def test_cross_entropy_of_confidences_and_classes_by_hand() -> None:
 
 
 def test_cross_entropy_needs_probabilities() -> None:
-    with pytest.raises(UserError, match="model.logistic=true"):
+    with pytest.raises(UserError, match=r"model\.logistic=true"):
         YOLOv1(FastYOLOBody(8, 4), ConvHead, 2, loss=YOLOv1Loss(error="cross_entropy"), image_size=96, logistic=False)
 
 
