@@ -82,13 +82,13 @@ def _options(words: Sequence[str]) -> dict[str, str]:
 
 def _float(options: dict[str, str], name: str) -> float:
     low, high, expected = (
-        (0.0, 1.0, "a number from 0 to 1") if name == "threshold" else (1.0, 4096.0, "a number from 1")
+        (0.0, 1.0, "a number from 0 to 1") if name == "threshold" else (1.0, 4096.0, "a whole number from 1")
     )
     try:
         value = float(options[name])
     except ValueError:
         value = float("nan")
-    if not low <= value <= high:  # NaN is not either
+    if not low <= value <= high or (name == "batch_size" and value % 1):  # NaN is not between either
         raise UserError(f"{name}={options[name]}: must be {expected}. Fix: {name}={DEFAULTS[name]}")
     return value
 
