@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cvexp.ops.boxes import clip, to_original
 from cvexp.types import Batch, Detection, Target
+
+
+CLOCK_SLACK = 0.05
+"""Share of the time budget by which a run's start (first batch, compilation) may lag before its schedule is shortened."""
 
 
 class DetectionTask(LightningModule):
@@ -59,8 +64,15 @@ class DetectionTask(LightningModule):
 
     @property
     def progress(self) -> float:
-        """Share of training done, by steps or by the clock, whichever is further; 0..1."""
-        return min(max(self.trainer.global_step / self.total_steps, self.clock), 1.0)
+        """Share of training done, 0..1: of the steps, or of the time budget where that is further.
+
+        The clock is believed only when it is ahead by more than a slack that fades towards the end: a run that finishes its
+        steps in time then follows them alone and repeats by seed. Without a number of steps (``trainer.max_epochs=-1``)
+        there is only the clock.
+        """
+        if math.isinf(self.total_steps):
+            return min(self.clock, 1.0)
+        return min(max(self.trainer.global_step / self.total_steps, self.clock - CLOCK_SLACK * (1 - self.clock)), 1.0)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameter_groups())

@@ -60,17 +60,21 @@ def test_frozen_parameters_are_not_optimised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "clock", "progress"),
+    ("step", "total", "clock", "progress"),
     [
-        pytest.param(5, 0.0, 0.5, id="by steps without a budget"),
-        pytest.param(2, 0.7, 0.7, id="by the clock when it is further"),
-        pytest.param(9, 3.0, 1.0, id="never beyond the end"),
+        pytest.param(5, 10, 0.0, 0.5, id="by steps without a budget"),
+        pytest.param(0, 10, 0.04, 0.0, id="a slow start does not count: the run repeats by seed"),
+        pytest.param(5, 10, 0.5, 0.5, id="nor does a clock that agrees"),
+        pytest.param(2, 10, 0.7, 0.685, id="by the clock when it is clearly further"),
+        pytest.param(9, 10, 1.0, 1.0, id="the end by the clock is the end"),
+        pytest.param(9, 10, 3.0, 1.0, id="never beyond it"),
+        pytest.param(9, float("inf"), 0.3, 0.3, id="by the clock alone without a number of steps"),
     ],
 )
-def test_progress(step: int, clock: float, progress: float) -> None:
+def test_progress(step: int, total: float, clock: float, progress: float) -> None:
     module = task(scheduler=WarmupCosine())
     module._trainer = SimpleNamespace(global_step=step)
-    module.total_steps, module.clock = 10, clock
+    module.total_steps, module.clock = total, clock
     assert module.progress == pytest.approx(progress)
 
 
