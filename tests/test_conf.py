@@ -17,6 +17,7 @@ from omegaconf._utils import get_yaml_loader
 
 from cvexp.build import SUPPLIED
 from cvexp.config import Composer, check_config, check_overrides, conf_dir
+from cvexp.errors import UserError
 
 CONF = conf_dir()
 Compose = Callable[..., DictConfig]
@@ -253,3 +254,9 @@ def test_image_size_and_number_of_classes_have_one_source() -> None:
                 set_at[name].append(f"{option(path)[0]}:{key}")
     assert set(set_at["image_size"]) <= {"model:image_size", "experiment:model.image_size"}
     assert set_at["num_classes"] == []
+
+
+def test_a_fraction_where_the_receiver_wants_a_whole_number(compose: Compose) -> None:
+    """`seed` has no constructor of its own; the data set that receives it has, and refuses."""
+    with pytest.raises(UserError, match=r"'data\.seed' = 0\.5"):
+        check_config(compose("seed=0.5"), origin=str, supplied=SUPPLIED)

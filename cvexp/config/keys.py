@@ -131,6 +131,10 @@ def all_keys(node: Any, prefix: str = "") -> Iterator[str]:
             yield from all_keys(child, f"{key}.")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _value_problem(
     change: Change, parts: list[str], found: list[Any], config: DictConfig, groups: Sequence[str]
 ) -> Problem | None:
@@ -145,7 +149,11 @@ def _value_problem(
         if matches(value, hint):
             return None
         expected = describe(hint)
-    elif value is None or (isinstance(default, str) and isinstance(value, bool | int | float)):
+    elif (
+        value is None
+        or (isinstance(default, str) and isinstance(value, bool | int | float))
+        or (_is_number(value) and _is_number(default))
+    ):
         return None
     else:
         expected = f"{_type_name(default)} (as its default {shown(_plain(default))})"

@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from cvexp.ops.boxes import clip, to_original
 from cvexp.types import Batch, Detection, Target
 
-
 CLOCK_SLACK = 0.05
 """Share of the time budget by which a run's start (first batch, compilation) may lag before its schedule is shortened."""
 
