@@ -106,6 +106,7 @@ def open_loggers(cfg: DictConfig) -> Iterator[list[Logger]]:
 
 def quiet() -> None:
     """Silences what is no news to a user, each for a reason; everything else is shown."""
+    logging.getLogger("lightning.pytorch").propagate = False  # Lightning prints by itself; Hydra would print it again
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_CHATTER))
     # Our loaders choose their workers on purpose: `shapes` has none because its images are drawn once and kept.

@@ -29,6 +29,7 @@ def write_config(cfg: DictConfig) -> None:
     write_text(Path(cfg.paths.output) / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
 
 
+@rank_zero_only
 def write_problems(problems: dict[str, list[Problem]], folder: str) -> None:
     """``data_problems.txt`` and one line on the screen, when ``data.on_bad=skip`` left something out."""
     lines = [f"{split}: {problem}" for split, found in problems.items() for problem in found]
@@ -70,6 +71,7 @@ PLACES = {
 }
 
 
+@rank_zero_only
 def show(results: dict[str, Any], folder: Path) -> None:
     """Prints the table of results and where to look."""
     table = Table(title="results")
