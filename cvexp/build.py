@@ -113,6 +113,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # Small data sets have fewer steps in an epoch than log_every_n_steps.
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+    # Every process computes the same mAP from all detections: there is nothing to average.
+    warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
     # The best checkpoint of a run is overwritten in place.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # metrics.csv is written into the run folder, which holds config.yaml already.
