@@ -133,7 +133,7 @@ def test_a_batch_without_any_object_trains(case) -> None:
 
 
 def test_ignored_objects_change_nothing_but_their_own_cells(case) -> None:
-    """A difficult object is neither an object nor background: the loss is at most that of an empty image."""
+    """A difficult object is neither an object nor background: the loss is below that of an empty image."""
     _, model, images, targets = case
     model.eval()
     hard = copy.deepcopy(targets[0])
@@ -141,7 +141,7 @@ def test_ignored_objects_change_nothing_but_their_own_cells(case) -> None:
     with torch.no_grad():
         ignored = sum(model(images[:1], [hard]).values())
         empty = sum(model(images[:1], [targets[1]]).values())
-    assert ignored <= empty
+    assert ignored < empty  # its cell is silent, not background
 
 
 def test_saved_and_loaded_gives_the_same_output(case, tmp_path, compose: Callable) -> None:
