@@ -6,12 +6,12 @@ The image is divided into S x S cells; the cell in which an object's centre fall
 boxes, each with a confidence Pr(object) * IoU, and C class probabilities *conditioned* on there being an object. One
 sum-squared loss trains everything at once.
 
-Differences from the paper: the tie of two centres in one cell, on which the paper is silent, goes to the larger object (Darknet:
-to a random one); difficult and crowd objects are neither trained on nor counted as background; the factor 1/2 of Darknet's
-gradient is not taken, so learning rates are half of Darknet's. Options beyond the paper, all off in `yolov1` at its size: squashed outputs
-(``logistic``) with confidences that start low, cross entropy instead of squared errors, a ``1 - IoU`` term. `ConvHead` replaces
-the fully connected layers by convolutions, so that S follows the image size (our reading of the idea at classroom size; the
-paper's network is `FCHead`).
+Differences from the paper: the tie of two centres in one cell, on which the paper is silent, goes to the larger object
+(Darknet: to a random one); difficult and crowd objects are neither trained on nor counted as background; the factor 1/2
+of Darknet's gradient is not taken, so learning rates are half of Darknet's. Options beyond the paper, all off in
+`yolov1` at its size: squashed outputs (``logistic``) with confidences that start low, cross entropy instead of squared
+errors, a ``1 - IoU`` term. `ConvHead` replaces the fully connected layers by convolutions, so that S follows the image
+size (our reading of the idea at classroom size; the paper's network is `FCHead`).
 """
 
 from __future__ import annotations
