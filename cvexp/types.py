@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cvexp.errors import UserError
 
-__all__ = ["Batch", "Detection", "GroundTruth", "Match", "Target", "UserError"]
+__all__ = ["Assignment", "Batch", "Detection", "GroundTruth", "Match", "Target", "UserError"]
 
 
 @dataclass
@@ -132,13 +132,28 @@ class Match:
         target_index: int64 ``[B, P]`` into the image's padded objects; meaningless where not ``positive``.
         positive: bool ``[B, P]``.
         ignored: bool ``[B, P]``: takes no part in the loss. Neither positive nor ignored means negative.
-        weight: float32 ``[B, P]``.
+        weight: float32 ``[B, P]``: factor of the prior's term in the loss; 0 where a sampler did not draw it.
     """
 
     target_index: Tensor
     positive: Tensor
     ignored: Tensor
     weight: Tensor
+
+
+@dataclass
+class Assignment:
+    """What one part of a detector's loss is computed on, for inspection and drawing (``debug=targets``).
+
+    Attributes:
+        name: of the priors in the paper's words: ``cells``, ``anchors``, ``proposals``.
+        boxes: float32 ``[B, P, 4]`` xyxy, pixels of the given images.
+        match: their objects.
+    """
+
+    name: str
+    boxes: Tensor
+    match: Match
 
 
 @dataclass

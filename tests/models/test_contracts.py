@@ -159,11 +159,15 @@ def test_saved_and_loaded_gives_the_same_output(case, tmp_path, compose: Callabl
 
 def test_assignments_show_what_the_loss_sees(case) -> None:
     _, model, images, targets = case
-    match = model.assignments(images, targets)
-    assert match.positive.shape == match.target_index.shape == match.ignored.shape
-    assert match.positive[0].any()
-    assert not match.positive[1].any()
-    assert set(match.target_index[0][match.positive[0]].tolist()) == {0, 1}
+    assignments = model.assignments(images, targets)
+    assert len({a.name for a in assignments}) == len(assignments) > 0
+    for boxes, match in ((a.boxes, a.match) for a in assignments):
+        assert boxes.shape == (*match.positive.shape, 4)
+        assert match.positive.shape == match.target_index.shape == match.ignored.shape == match.weight.shape
+        assert not (match.positive & match.ignored).any()
+        assert match.positive[0].any()
+        assert not match.positive[1].any()
+        assert set(match.target_index[0][match.positive[0]].tolist()) == {0, 1}
 
 
 class _NoSync(TorchDispatchMode):

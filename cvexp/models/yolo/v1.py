@@ -28,7 +28,7 @@ from cvexp.backbones.darknet import LEAK, conv
 from cvexp.ops.batching import PaddedTargets, pad_targets
 from cvexp.ops.boxes import clip, paired_iou, scale, xyxy_to_cxcywh
 from cvexp.ops.nms import detect
-from cvexp.types import Detection, Match, Target, UserError
+from cvexp.types import Assignment, Detection, Match, Target, UserError
 
 
 class Outputs(NamedTuple):
@@ -158,10 +158,16 @@ class YOLOv1(nn.Module):
         )  # fmt: skip
 
     @torch.no_grad()
-    def assignments(self, images: Tensor, targets: list[Target]) -> Match:
-        """The cells' objects: ``P = S * S``, row-major."""
-        S = self.outputs(images).xy.shape[1]  # noqa: N806
-        return assign_cells(pad_targets(targets), S, images.shape[-2:])
+    def assignments(self, images: Tensor, targets: list[Target]) -> list[Assignment]:
+        """The cells' objects: ``P = S * S``, row-major; an assignment's boxes are the cells themselves."""
+        outputs = self.outputs(images)
+        S = outputs.xy.shape[1]  # noqa: N806
+        height, width = images.shape[-2:]
+        index = torch.arange(S * S, device=images.device)
+        row, column = index.div(S, rounding_mode="floor"), index.remainder(S)
+        cells = scale(torch.stack([column, row, column + 1, row + 1], dim=-1) / S, width, height)
+        match = assign_cells(pad_targets(targets), S, (height, width))
+        return [Assignment("cells", cells.expand(len(images), -1, -1), match)]
 
 
 class ConvHead(nn.Module):
