@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,19 +11,23 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import cvexp
+from cvexp.callbacks.freeze import Freeze
+from cvexp.config.messages import listing, suggest
 from cvexp.types import UserError
 
 SUPPLIED = {
     "model": {"num_classes"},
-    "model.head": {"in_channels", "in_size", "outputs"},
+    "model.head": {"in_channels", "in_size", "outputs", "size", "num_classes"},
     "model.neck": {"in_channels", "strides"},
+    "model.rpn": {"in_channels", "anchors"},
     "task": {"model", "optimizer", "metric", "classes", "scheduler"},
     "trainer": {"callbacks", "logger"},
     "optimizer": {"params"},
@@ -42,12 +47,51 @@ def build_model(cfg: DictConfig, num_classes: int) -> nn.Module:
     return model.to(memory_format=torch.channels_last)  # the layout in which CPU and GPU convolutions are fastest
 
 
+def build_optimizer(cfg: DictConfig) -> Any:
+    """The partial of the optimizer; where `scaled_lr` gives another learning rate, the log says how it came about."""
+    lr = scaled_lr(cfg)
+    if lr is None:
+        return instantiate(cfg.optimizer)
+    rank_zero_info(
+        f"learning rate {lr:g} = optimizer.lr {cfg.optimizer.lr:g} * batch {cfg.data.batch_size}"
+        f" * accumulated {cfg.trainer.accumulate_grad_batches} / nominal batch {cfg.lr_scaling.nominal_batch}"
+    )
+    return instantiate(cfg.optimizer, lr=lr)
+
+
+def scaled_lr(cfg: DictConfig) -> float | None:
+    """``optimizer.lr`` by the linear rule of Goyal et al., arXiv 1706.02677: k times the batch, k times the rate.
+
+    ``lr * batch_size * accumulate_grad_batches / nominal_batch``; the batch is that of all processes together already.
+
+    Returns:
+        None without ``lr_scaling.nominal_batch``.
+
+    Raises:
+        UserError: a nominal batch below 1, or an optimizer without ``lr``.
+    """
+    nominal = cfg.lr_scaling.nominal_batch
+    if nominal is None:
+        return None
+    if not isinstance(nominal, int) or isinstance(nominal, bool) or nominal < 1:
+        raise UserError(
+            f"lr_scaling.nominal_batch={nominal} is not a whole number from 1. Fix: lr_scaling.nominal_batch=16, or null"
+        )
+    if cfg.optimizer.get("lr") is None:
+        raise UserError(
+            f"lr_scaling.nominal_batch={nominal} scales optimizer.lr, which has no value. Fix: set optimizer.lr"
+        )
+    return float(cfg.optimizer.lr * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches / nominal)
+
+
 def check_parts(cfg: DictConfig) -> None:
     """Builds model, optimizer, schedule and metric once without memory, before any data is read.
 
     Raises:
         UserError: a combination that a constructor refuses, with the constructor's own words.
     """
+    check_monitor(cfg)
+    scaled_lr(cfg)
     if cfg.data.image_size != cfg.model.image_size:
         raise UserError(
             f"data.image_size={cfg.data.image_size} differs from model.image_size={cfg.model.image_size}."
@@ -57,7 +101,9 @@ def check_parts(cfg: DictConfig) -> None:
         try:
             with torch.device("meta"):
                 part = build_model(cfg.model, 2) if name == "model" else instantiate(cfg[name])
-                if name == "optimizer":
+                if name == "model":
+                    Freeze(cfg.freeze.patterns, cfg.freeze.unfreeze_at).check(part)
+                elif name == "optimizer":
                     part([torch.zeros(1, requires_grad=True)])
         except UserError:
             raise
@@ -66,6 +112,69 @@ def check_parts(cfg: DictConfig) -> None:
             if isinstance(cause, UserError):
                 raise cause from None
             raise UserError(f"{name}: {type(cause).__name__}: {cause}. Fix: check the keys below '{name}'") from error
+
+
+def check_monitor(cfg: DictConfig) -> None:
+    """Checks what can be known of ``monitor`` and ``early_stopping`` before training.
+
+    Raises:
+        UserError: a mode that is none, or the wrong one for a known name; a test score; a patience below 1.
+    """
+    name, mode, patience = str(cfg.monitor), cfg.monitor_mode, cfg.early_stopping.patience
+    if mode not in ("max", "min"):
+        raise UserError(f"monitor_mode={mode} is neither max nor min. Fix: monitor_mode=max for scores, min for losses")
+    if name.startswith("test/"):
+        raise UserError(
+            f"monitor={name}: nothing may be chosen by the test, which comes after training. Fix: monitor=val/{name[5:]}"
+        )
+    right = "min" if "loss" in name else "max" if re.search(r"/A[PR]", name) else mode
+    if mode != right:
+        raise UserError(
+            f"monitor={name} with monitor_mode={mode} would keep the worst checkpoint. Fix: monitor_mode={right}"
+        )
+    if patience is not None and (not isinstance(patience, int) or isinstance(patience, bool) or patience < 1):
+        raise UserError(
+            f"early_stopping.patience={patience} is not a whole number from 1. Fix: early_stopping.patience=5, or null for never"
+        )
+
+
+class Monitor(Callback):
+    """Refuses a monitored name that nobody logs, at the first validation, and says why training ended early.
+
+    Args:
+        name: of a logged value.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.validations = name, 0
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the checkpoints, which Lightning calls last.
+
+        Raises:
+            UserError: the name is not among what was logged so far.
+        """
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self.validations += 1
+        known = [str(name) for name in trainer.callback_metrics]
+        if self.validations == 1 and self.name not in known:
+            fix = suggest(self.name, known) or "choose one of them"
+            if self.name.startswith("train/"):
+                fix += f"; train/ values come every trainer.log_every_n_steps={trainer.log_every_n_steps} steps"
+            raise UserError(f"monitor={self.name} is not logged; there are: {listing(known, 20)}. Fix: {fix}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for stopper in trainer.early_stopping_callbacks if not trainer.fast_dev_run else ():
+            assert isinstance(stopper, EarlyStopping)
+            if stopper.stopping_reason_message:
+                reason = stopper.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")
+                rank_zero_info(f"early stopping after {stopper.stopped_epoch + 1} epochs: {reason}")
+            elif self.validations <= stopper.patience:
+                rank_zero_info(
+                    f"early stopping had no say: {self.validations} validation(s), patience {stopper.patience};"
+                    " trainer.check_val_every_n_epoch and trainer.val_check_interval say how often there is one"
+                )
 
 
 def describe(cfg: DictConfig, classes: list[str]) -> dict[str, Any]:
@@ -80,6 +189,12 @@ def describe(cfg: DictConfig, classes: list[str]) -> dict[str, Any]:
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
     """The callbacks of ``cfg``, less those that a switch of the trainer makes pointless and Lightning then refuses."""
     callbacks = [callback for callback in instantiate(cfg.callbacks).values() if callback is not None]
+    if cfg.early_stopping.patience is not None:
+        options = {"mode": cfg.monitor_mode, "check_on_train_epoch_end": False}  # after each validation instead
+        callbacks.append(EarlyStopping(cfg.monitor, **options, **cfg.early_stopping))
+    saving = cfg.trainer.enable_checkpointing and any(isinstance(c, Checkpoint) for c in callbacks)
+    if saving or cfg.early_stopping.patience is not None:
+        callbacks.insert(0, Monitor(cfg.monitor))
     if not cfg.trainer.enable_progress_bar:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
     if not cfg.trainer.enable_checkpointing or cfg.trainer.fast_dev_run:  # Lightning would save even a dry run's end

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from cvexp.backbones.prepare import Prepare
+from cvexp.backbones.prepare import Prepare, load_weights
 from cvexp.types import UserError
 
 
@@ -105,31 +105,3 @@ def _fold(convolution: nn.Conv2d, norm: nn.modules.batchnorm._BatchNorm) -> None
     bias = torch.zeros_like(norm.running_mean) if convolution.bias is None else convolution.bias
     convolution.weight.mul_(scale.view(-1, 1, 1, 1))
     convolution.bias = nn.Parameter((bias - norm.running_mean) * scale + norm.bias)
-
-
-def load_weights(body: nn.Module, path: Path) -> None:
-    """Loads a state dict; only entries of the classifier that a feature extractor lacks may be left over.
-
-    Raises:
-        UserError: missing file, or entries that are missing or differ in shape.
-    """
-    if not path.is_file():
-        raise UserError(
-            f"model.backbone.weights={path}: no such file. Fix: give a local file, or train from random weights with"
-            " model.backbone.weights=null"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"model.backbone.weights={path}: not a plain state dict ({type(error).__name__}). Fix: save tensors only"
-        ) from None
-    own = body.state_dict()
-    missing = [name for name in own if name not in state or state[name].shape != own[name].shape]
-    if missing:
-        raise UserError(
-            f"model.backbone.weights={path}: {len(missing)} of {len(own)} entries are missing or differ in shape,"
-            f" first {missing[0]!r}. Fix: weights and model.backbone.name must belong together"
-        )
-    if not next(body.parameters()).is_meta:  # on the meta device only the fit is checked
-        body.load_state_dict({name: state[name] for name in own})

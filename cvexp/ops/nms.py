@@ -36,13 +36,41 @@ def class_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: floa
     return order[kept]
 
 
+def keep_mask(boxes: Tensor, dropped: Tensor, iou_threshold: float) -> Tensor:
+    """NMS of several lists of equal length that never meet, such as the proposals of each image.
+
+    On a CPU list by list, since the cost grows with the square; on a GPU in one call.
+
+    Args:
+        boxes: ``[G, N, 4]`` xyxy, each list by falling score.
+        dropped: bool ``[G, N]``: takes no part, deletes nothing.
+        iou_threshold: strict, as in `class_nms`.
+
+    Returns:
+        bool ``[G, N]``: kept.
+    """
+    groups, count = boxes.shape[:2]
+    # A dropped box becomes a point of its own far away: it overlaps nothing. The order stands for the score.
+    far = boxes.amax() + 1 + torch.arange(count, device=boxes.device, dtype=boxes.dtype)
+    boxes = torch.where(dropped[..., None], far[:, None], boxes)
+    scores = torch.arange(count, 0, -1, device=boxes.device, dtype=torch.float32)
+    kept = torch.zeros_like(dropped)
+    if boxes.is_cuda:
+        group = torch.arange(groups, device=boxes.device).repeat_interleave(count)
+        kept.view(-1)[class_nms(boxes.flatten(0, 1), scores.repeat(groups), group, iou_threshold)] = True
+    else:
+        for index in range(groups):
+            kept[index, nms(boxes[index], scores, iou_threshold)] = True
+    return kept & ~dropped
+
+
 def detect(
     boxes: Tensor, scores: Tensor, *, score_threshold: float, iou_threshold: float, candidates: int, limit: int
 ) -> list[Detection]:
     """From dense predictions to detections: threshold, the best candidates, NMS per class, the best ``limit``.
 
     Args:
-        boxes: ``[B, P, 4]`` xyxy, pixels.
+        boxes: ``[B, P, 4]`` xyxy, pixels, for all classes, or ``[B, P, K, 4]``, one for each.
         scores: ``[B, P, K]`` in ``0..1``: every box may carry every class.
         score_threshold: scores at or below are dropped.
         iou_threshold: of `class_nms`.
@@ -55,7 +83,7 @@ def detect(
     keep = top > score_threshold
     image, flat, top = image[keep], flat[keep], top[keep]
     labels = flat % classes
-    chosen = boxes[image, flat // classes]
+    chosen = boxes[image, flat // classes] if boxes.ndim == 3 else boxes[image, flat // classes, labels]
     kept = class_nms(chosen, top, image * classes + labels, iou_threshold)
     detections = []
     for index in range(batch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
 
 import pytest
@@ -20,9 +21,14 @@ NAMES = {  # the losses of a model, as its paper names them
     "yolo": {"xy", "wh", "object", "noobject", "class"},
     "yolov1": {"xy", "wh", "object", "noobject", "class"},
     "fast_yolo": {"xy", "wh", "object", "noobject", "class"},
+    "faster_rcnn": {"rpn_objectness", "rpn_box", "roi_class", "roi_box"},
+    "faster_rcnn_zf": {"rpn_objectness", "rpn_box", "roi_class", "roi_box"},
+    "faster_rcnn_fpn": {"rpn_objectness", "rpn_box", "roi_class", "roi_box"},
 }
-# Parameters whose gradient may be zero on two images, with the reason.
-NO_GRADIENT: dict[str, set[str]] = {}
+# Parameters (a pattern) without gradient at the start, with the reason.
+NO_GRADIENT = {
+    "faster_rcnn_fpn": r"backbone\.body\.layer\d\.\d\.(conv\d|bn[12])\..*",  # timm begins residual branches with scale 0
+}
 NUM_CLASSES = 3
 
 
@@ -78,7 +84,7 @@ def test_every_trainable_parameter_gets_a_gradient(case) -> None:
     without = {
         n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
     }
-    assert without == NO_GRADIENT.get(name, set())
+    assert {n for n in without if not re.fullmatch(NO_GRADIENT.get(name, ""), n)} == set()
 
 
 def test_validation_loss_exists_in_eval_mode(case) -> None:
@@ -132,16 +138,19 @@ def test_a_batch_without_any_object_trains(case) -> None:
     assert math.isfinite(total.detach())
 
 
-def test_ignored_objects_change_nothing_but_their_own_cells(case) -> None:
-    """A difficult object is neither an object nor background: the loss is below that of an empty image."""
+def test_a_difficult_object_is_neither_object_nor_background(case) -> None:
     _, model, images, targets = case
     model.eval()
     hard = copy.deepcopy(targets[0])
     hard.difficult[:] = True
+    ignoring = model.assignments(images[:1], [hard])
+    empty = model.assignments(images[:1], [targets[1]])
+    assert not any(a.match.positive.any() for a in ignoring)
+    assert (~empty[0].match.ignored & ignoring[0].match.ignored).any()  # background no more
+    assert (~ignoring[0].match.ignored & (ignoring[0].match.weight > 0)).any()  # while the rest still is
     with torch.no_grad():
-        ignored = sum(model(images[:1], [hard]).values())
-        empty = sum(model(images[:1], [targets[1]]).values())
-    assert ignored < empty  # its cell is silent, not background
+        losses = model(images[:1], [hard])
+    assert all(math.isfinite(v) for v in losses.values())
 
 
 def test_saved_and_loaded_gives_the_same_output(case, tmp_path, compose: Callable) -> None:

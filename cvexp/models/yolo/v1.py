@@ -103,6 +103,8 @@ class YOLOv1(nn.Module):
         self.B, self.num_classes, self.logistic, self.image_size = B, num_classes, logistic, image_size
         in_size = image_size // feature.strides[self.level]
         self.head = head(in_channels=feature.out_channels[self.level], in_size=in_size, outputs=5 * B + num_classes)
+        last = [name for name, layer in self.head.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))][-1]
+        self.class_parameters = (f"head.{last}.*",)  # boxes and classes come from one layer
         self.loss = loss or YOLOv1Loss()
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.candidates, self.max_detections = candidates, max_detections

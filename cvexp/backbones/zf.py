@@ -1,0 +1,44 @@
+"""ZF: Visualizing and Understanding Convolutional Networks.
+
+M. D. Zeiler, R. Fergus, ECCV 2014, arXiv 1311.2901. The "fast" model of SPPnet, Fast and Faster R-CNN: five convolutions, local
+response normalisation over three channels, stride 16.
+
+Difference from the detectors' papers: pixels are RGB in ImageNet's usual normalisation, not BGR minus means.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from cvexp.backbones.prepare import Prepare
+
+
+class ZF(nn.Module):
+    """conv1 to conv5.
+
+    Args:
+        width: multiplies every number of channels; 1 is the paper's.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        self.prepare = Prepare(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        a, b, c = (max(int(channels * width), 8) for channels in (96, 256, 384))
+        self.features = nn.Sequential(
+            nn.Conv2d(3, a, 7, stride=2, padding=3), nn.ReLU(inplace=True),
+            nn.LocalResponseNorm(3, alpha=5e-5, beta=0.75), nn.MaxPool2d(3, 2, padding=1),
+            nn.Conv2d(a, b, 5, stride=2, padding=2), nn.ReLU(inplace=True),
+            nn.LocalResponseNorm(3, alpha=5e-5, beta=0.75), nn.MaxPool2d(3, 2, padding=1),
+            nn.Conv2d(b, c, 3, padding=1), nn.ReLU(inplace=True),
+            nn.Conv2d(c, c, 3, padding=1), nn.ReLU(inplace=True),
+            nn.Conv2d(c, b, 3, padding=1), nn.ReLU(inplace=True),
+        )  # fmt: skip
+        for module in self.features:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        self.out_channels, self.strides = [b], [16]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """uint8 ``[B, 3, H, W]`` to one map ``[B, 256, H / 16, W / 16]``."""
+        return [self.features(self.prepare(images))]

@@ -1,0 +1,483 @@
+"""Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks.
+
+S. Ren, K. He, R. Girshick, J. Sun, NIPS 2015, arXiv 1506.01497.
+
+A small network, the RPN, slides over the backbone's map and says of each anchor whether it holds an object and how to move it.
+The best proposals, after NMS, are pooled to a fixed size and classified and refined by the head of Fast R-CNN. Both share the
+convolutions and are trained together (the paper's "approximate joint training"): four losses, added with equal weights.
+
+With an `FPN` between (Lin et al., CVPR 2017) every level has anchors of one size, and a region is pooled from the level that
+suits its size.
+
+Differences from the paper: joint training instead of four alternating steps (as in the release); the image is the whole padded
+canvas; difficult and crowd objects are no objects, but what lies in them is no background either; proposals of one image are
+padded to a fixed number, so that a batch of several images needs no loop. Boxes are continuous, without the release's "+ 1".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cvexp.losses.cross_entropy import BinaryCrossEntropy, CrossEntropy
+from cvexp.losses.smooth_l1 import SmoothL1
+from cvexp.models import torchvision_names
+from cvexp.ops.anchors import grid_anchors, scale_ratio_anchors, size_ratio_anchors
+from cvexp.ops.batching import PaddedTargets, pad_targets
+from cvexp.ops.boxes import clip
+from cvexp.ops.coding import UNIT, decode, encode
+from cvexp.ops.dist import global_mean
+from cvexp.ops.matching import max_iou
+from cvexp.ops.nms import detect, keep_mask
+from cvexp.ops.roi import roi_align, roi_pool
+from cvexp.ops.sampling import random_keys, sample
+from cvexp.types import Assignment, Detection, Match, Target, UserError
+
+
+class Proposals(NamedTuple):
+    """Regions of B images, padded to R.
+
+    Attributes:
+        boxes: ``[B, R, 4]`` xyxy, pixels; without gradient.
+        scores: ``[B, R]`` objectness before the sigmoid; ``-inf`` where padded.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+
+
+class Numbers(NamedTuple):
+    """How many proposals: of each level before NMS, of all levels after it."""
+
+    pre_nms: int
+    post_nms: int
+
+
+class Anchors:
+    """Anchors of a cell, level by level.
+
+    Exactly one of ``scales``, ``per_stride`` and ``sizes`` is given.
+
+    Args:
+        ratios: height / width.
+        scales: the paper's (section 3.1.1), all at every position, as factors of the stride: (8, 16, 32) at stride 16 is 128,
+            256 and 512 pixels.
+        per_stride: one size per level (FPN, section 4.1) as a factor of its stride: 8 is 32 pixels at stride 4.
+        sizes: per level one or several, pixels.
+
+    Raises:
+        UserError: none or several of them.
+    """
+
+    def __init__(
+        self,
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        scales: Sequence[float] | None = None,
+        per_stride: float | None = None,
+        sizes: Sequence[float | Sequence[float]] | None = None,
+    ) -> None:
+        given = [n for n, v in (("scales", scales), ("per_stride", per_stride), ("sizes", sizes)) if v is not None]
+        if len(given) != 1:
+            raise UserError(
+                f"model.anchors: exactly one of scales, per_stride and sizes is needed, given: {given or 'none'}."
+                " Fix: set the others to null"
+            )
+        self.ratios, self.scales, self.per_stride, self.sizes = tuple(ratios), scales, per_stride, sizes
+
+    def cells(self, strides: Sequence[int]) -> list[Tensor]:
+        """Per level ``[A, 4]`` xyxy around the cell's origin, pixels.
+
+        Raises:
+            UserError: not one entry of ``sizes`` per level, or levels that differ in their number of anchors.
+        """
+        if self.scales is not None:
+            return [scale_ratio_anchors(stride, self.ratios, self.scales) for stride in strides]
+        sizes = self.sizes if self.per_stride is None else [stride * self.per_stride for stride in strides]
+        assert sizes is not None
+        if len(sizes) != len(strides):
+            raise UserError(
+                f"model.anchors.sizes={list(sizes)} has {len(sizes)} entries for {len(strides)} levels with strides"
+                f" {list(strides)}. Fix: model.anchors.sizes={[stride * 8 for stride in strides]}"
+            )
+        levels = []
+        for size in sizes:
+            several = [size] if isinstance(size, (int, float)) else size
+            shapes = torch.stack([size_ratio_anchors(s, self.ratios) for s in several], dim=1)  # ratio by ratio
+            levels.append(shapes.flatten(0, 1))
+        if len({len(level) for level in levels}) > 1:
+            raise UserError(f"model.anchors.sizes={list(sizes)}: every level needs the same number of sizes")
+        return levels
+
+
+class RPNHead(nn.Module):
+    """The sliding network of section 3.1: a 3x3 convolution, then 1x1 siblings for scores and deltas; shared by all levels.
+
+    Args:
+        in_channels: of every map.
+        anchors: k, of a position.
+        channels: of the 3x3 convolution; 512 for VGG, 256 for ZF.
+        softmax: two scores per anchor, background and object, as in the paper; False: one (the same function).
+    """
+
+    def __init__(self, in_channels: int, anchors: int, channels: int = 512, softmax: bool = True) -> None:
+        super().__init__()
+        self.softmax = softmax
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.score = nn.Conv2d(channels, anchors * (2 if softmax else 1), 1)
+        self.delta = nn.Conv2d(channels, anchors * 4, 1)
+        for layer in (self.conv, self.score, self.delta):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Per level ``[B, H * W * k]`` scores (log odds of an object) and ``[B, H * W * k, 4]`` deltas."""
+        scores, deltas = [], []
+        for m in maps:
+            hidden = self.conv(m).relu_()
+            score = self.score(hidden).permute(0, 2, 3, 1).float()
+            if self.softmax:  # the channels are first k times background, then k times object
+                background, objects = score.chunk(2, dim=-1)
+                score = objects - background
+            scores.append(score.flatten(1))
+            deltas.append(self.delta(hidden).permute(0, 2, 3, 1).float().unflatten(-1, (-1, 4)).flatten(1, 3))
+        return scores, deltas
+
+
+class RegionHead(nn.Module):
+    """Fast R-CNN's head: fully connected layers, then siblings for classes and class-specific deltas (section 2.1).
+
+    Args:
+        in_channels, size: of the pooled features.
+        num_classes: K.
+        hidden: width of the fully connected layers; 4096 for VGG and ZF, 1024 with FPN.
+        layers: how many.
+        dropout: after each.
+        class_agnostic: one set of deltas for all classes instead of one for each.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        size: int,
+        num_classes: int,
+        hidden: int = 4096,
+        layers: int = 2,
+        dropout: float = 0.5,
+        class_agnostic: bool = False,
+    ) -> None:
+        super().__init__()
+        body: list[nn.Module] = []
+        width = in_channels * size * size
+        for _ in range(layers):
+            body += [nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout)]
+            width = hidden
+        self.body = nn.Sequential(*body)
+        self.box_sets = 1 if class_agnostic else num_classes + 1
+        self.classify = nn.Linear(width, num_classes + 1)
+        self.regress = nn.Linear(width, self.box_sets * 4)
+        nn.init.normal_(self.classify.weight, std=0.01)
+        nn.init.normal_(self.regress.weight, std=0.001)
+        nn.init.zeros_(self.classify.bias)
+        nn.init.zeros_(self.regress.bias)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """``[N, C, size, size]`` to ``[N, K + 1]`` logits, background first, and ``[N, sets, 4]`` deltas.
+
+        The features are read position by position (``[size, size, C]``), as they lie in memory.
+        """
+        hidden = self.body(pooled.permute(0, 2, 3, 1).flatten(1))
+        return self.classify(hidden).float(), self.regress(hidden).float().unflatten(-1, (self.box_sets, 4))
+
+
+class FasterRCNN(nn.Module):
+    """The detector (contract 3); the four losses are ``rpn_objectness, rpn_box, roi_class, roi_box``.
+
+    Args:
+        backbone: see contract 4.
+        rpn: partial of `RPNHead`, completed with ``in_channels`` and ``anchors``.
+        head: partial of `RegionHead`, completed with ``in_channels``, ``size`` and ``num_classes``.
+        num_classes: K, without background.
+        anchors: of a cell.
+        rpn_objectness_loss, roi_class_loss: per prior, of log odds and of K + 1 logits.
+        rpn_box_loss, roi_box_loss: per prior, in the space that they declare.
+        neck: partial ``(in_channels, strides)``, or None.
+        pooling: ``align`` (He et al. 2017) from a pyramid, or ``max``, the paper's RoI pooling, from one map.
+        pool_size: bins along a side; 7 for VGG, 6 for ZF.
+        inside: only anchors that lie in the image are trained (the paper); False trains all (public codes with FPN).
+        rpn_thresholds: IoU above which an anchor is positive and below which it is negative.
+        rpn_batch, rpn_positive: anchors sampled of an image and the largest share of positive ones.
+        pre_nms, post_nms: proposals before (of each level) and after NMS: in training, in test.
+        rpn_nms: IoU of the proposals' NMS.
+        min_size: proposals with a shorter side are dropped, pixels.
+        roi_threshold: IoU from which a region is an object; below it is background down to ``roi_lowest``.
+        roi_batch, roi_positive: regions sampled of an image and the largest share of objects.
+        delta_std: of the region head's deltas.
+        score_threshold, nms_threshold, candidates, max_detections: see `cvexp.ops.nms.detect`; NMS at 0.3 in the paper.
+        image_size: side of the canvas, pixels; only the data asks for it.
+
+    Attributes:
+        class_parameters: those that depend on the list of classes.
+    """
+
+    class_parameters = ("head.classify.*", "head.regress.*")
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        rpn: Callable[..., RPNHead],
+        head: Callable[..., RegionHead],
+        num_classes: int,
+        anchors: Anchors,
+        rpn_objectness_loss: nn.Module | None = None,
+        rpn_box_loss: nn.Module | None = None,
+        roi_class_loss: nn.Module | None = None,
+        roi_box_loss: nn.Module | None = None,
+        neck: Callable[..., nn.Module] | None = None,
+        pooling: str = "max",
+        pool_size: int = 7,
+        inside: bool = True,
+        rpn_thresholds: tuple[float, float] = (0.7, 0.3),
+        rpn_batch: int = 256,
+        rpn_positive: float = 0.5,
+        pre_nms: tuple[int, int] = (12000, 6000),
+        post_nms: tuple[int, int] = (2000, 300),
+        rpn_nms: float = 0.7,
+        min_size: float = 16.0,
+        roi_threshold: float = 0.5,
+        roi_lowest: float = 0.0,
+        roi_batch: int = 128,
+        roi_positive: float = 0.25,
+        delta_std: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2),
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.3,
+        candidates: int = 1000,
+        max_detections: int = 100,
+        image_size: int = 800,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.image_size = num_classes, image_size
+        self.backbone = backbone
+        self.neck = None if neck is None else neck(in_channels=backbone.out_channels, strides=backbone.strides)
+        feature = backbone if self.neck is None else self.neck
+        self.strides: list[int] = list(feature.strides)
+        self.region_levels = len(self.strides) - getattr(self.neck, "extra", 0)  # P6 is for the RPN alone
+        self._check(pooling, feature.out_channels)
+        self.cells = anchors.cells(self.strides)
+        self.rpn = rpn(in_channels=feature.out_channels[0], anchors=len(self.cells[0]))
+        self.head = head(in_channels=feature.out_channels[0], size=pool_size, num_classes=num_classes)
+        self.rpn_objectness_loss = rpn_objectness_loss or BinaryCrossEntropy()
+        self.rpn_box_loss = rpn_box_loss or SmoothL1(beta=1 / 9)
+        self.roi_class_loss = roi_class_loss or CrossEntropy()
+        self.roi_box_loss = roi_box_loss or SmoothL1(beta=1.0)
+        self.pooling, self.pool_size, self.inside = pooling, pool_size, inside
+        self.rpn_thresholds, self.rpn_batch, self.rpn_positive = rpn_thresholds, rpn_batch, rpn_positive
+        self.in_training, self.in_test = (Numbers(*pair) for pair in zip(pre_nms, post_nms, strict=True))
+        self.rpn_nms, self.min_size = rpn_nms, min_size
+        self.roi_threshold, self.roi_lowest = roi_threshold, roi_lowest
+        self.roi_batch, self.roi_positive, self.delta_std = roi_batch, roi_positive, tuple(delta_std)
+        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
+        self.candidates, self.max_detections = candidates, max_detections
+        self.register_buffer(
+            "draws", torch.zeros((), dtype=torch.int64)
+        )  # samples drawn so far; resumed with the weights
+        self._grids: dict[tuple, Tensor] = {}
+
+    def _check(self, pooling: str, channels: Sequence[int]) -> None:
+        if pooling not in ("align", "max"):
+            raise UserError(f"model.pooling={pooling!r} is not one of: align, max. Fix: model.pooling=align")
+        if len(self.strides) > 1 and len(set(channels)) > 1:
+            raise UserError(
+                f"model.backbone hands out maps of {list(channels)} channels, but the RPN is shared by all levels."
+                " Fix: model/neck=fpn, or one map with model.backbone.out_indices=[3]"
+            )
+        if pooling == "max" and self.region_levels > 1:
+            raise UserError("model.pooling=max reads one map, the model has several. Fix: model.pooling=align")
+
+    # -- the way of an image -------------------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor, targets: list[Target] | None = None) -> dict[str, Tensor] | list[Detection]:
+        """uint8 ``[B, 3, H, W]``; with targets the four losses, without the detections in the given pixels."""
+        maps = self.features(images)
+        size = images.shape[-2:]
+        scores, deltas = self.rpn(maps)
+        if targets is None:
+            return self.detect(maps, self.propose(scores, deltas, self.anchors(maps), size, self.in_test), size)
+        return self.losses(maps, scores, deltas, targets, size)
+
+    def loss_and_detect(self, images: Tensor, targets: list[Target]) -> tuple[dict[str, Tensor], list[Detection]]:
+        """Both from one pass, for validation."""
+        maps = self.features(images)
+        size = images.shape[-2:]
+        scores, deltas = self.rpn(maps)
+        proposals = self.propose(scores, deltas, self.anchors(maps), size, self.in_test)
+        return self.losses(maps, scores, deltas, targets, size), self.detect(maps, proposals, size)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The maps that RPN and head share."""
+        maps = self.backbone(images)
+        return maps if self.neck is None else self.neck(maps)
+
+    def anchors(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Per level ``[H * W * k, 4]`` xyxy, pixels; kept for the next batch of this size."""
+        out = []
+        for level, (m, stride) in enumerate(zip(maps, self.strides, strict=True)):
+            key = (level, m.shape[-2:], m.device)
+            if key not in self._grids:
+                self._grids[key] = grid_anchors(self.cells[level].to(m.device), m.shape[-2], m.shape[-1], stride)
+            out.append(self._grids[key])
+        return out
+
+    @torch.no_grad()
+    def propose(
+        self,
+        scores: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        anchors: Sequence[Tensor],
+        size: tuple[int, int],
+        numbers: Numbers,
+    ) -> Proposals:
+        """Of each level the best anchors, moved and clipped; NMS; then the best of all levels (section 3.3)."""
+        height, width = size
+        boxes, best = [], []
+        for score, delta, anchor in zip(scores, deltas, anchors, strict=True):
+            top, index = score.detach().topk(min(numbers.pre_nms, score.shape[1]), dim=1)
+            chosen = delta.detach().gather(1, index[..., None].expand(-1, -1, 4))
+            level = clip(decode(chosen, anchor[index]), width, height)
+            small = (level[..., 2:] - level[..., :2] < self.min_size).any(dim=-1)
+            boxes.append(level)
+            best.append(top.masked_fill(~keep_mask(level, small, self.rpn_nms), -torch.inf))
+        joined, every = torch.cat(boxes, dim=1), torch.cat(best, dim=1)
+        top, index = every.topk(min(numbers.post_nms, every.shape[1]), dim=1)
+        return Proposals(joined.gather(1, index[..., None].expand(-1, -1, 4)), top)
+
+    def pool(self, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        """``[B, R, 4]`` regions to ``[B * R, C, pool_size, pool_size]``."""
+        maps, strides = maps[: self.region_levels], self.strides[: self.region_levels]
+        return {"align": roi_align, "max": roi_pool}[self.pooling](maps, strides, boxes, self.pool_size)
+
+    def detect(self, maps: Sequence[Tensor], proposals: Proposals, size: tuple[int, int]) -> list[Detection]:
+        """Scores and refined boxes of each class, clipped, thresholded; NMS per class (Fast R-CNN, section 2.3)."""
+        height, width = size
+        batch = len(proposals.boxes)
+        logits, deltas = self.head(self.pool(maps, proposals.boxes))
+        scores = logits.softmax(dim=-1)[:, 1:].unflatten(0, (batch, -1))  # [B, R, K]
+        scores = scores.masked_fill(~proposals.scores.isfinite()[..., None], -1.0)
+        deltas = deltas.unflatten(0, (batch, -1))
+        deltas = deltas if deltas.shape[2] == 1 else deltas[:, :, 1:]
+        boxes = clip(decode(deltas, proposals.boxes[:, :, None], self.delta_std), width, height)
+        return detect(
+            boxes.expand(-1, -1, self.num_classes, -1), scores, score_threshold=self.score_threshold,
+            iou_threshold=self.nms_threshold, candidates=self.candidates, limit=self.max_detections,
+        )  # fmt: skip
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def keys(self, targets: Sequence[Target], count: int, part: int, device: torch.device) -> Tensor:
+        """Random numbers ``[B, count]`` of this draw; in evaluation always those of the first, so that a loss can be compared."""
+        ids = torch.tensor([t.image_id for t in targets], device=device)
+        draw = self.draws if self.training else torch.zeros_like(self.draws)
+        return random_keys(ids, draw * 2 + part, count)
+
+    def match_anchors(self, anchors: Tensor, targets: list[Target], size: tuple[int, int]) -> Match:
+        """Section 3.1.2: positive, negative or neither, and the sample of ``rpn_batch``."""
+        height, width = size
+        low, high = anchors[:, :2], anchors[:, 2:]
+        border = anchors.new_tensor([width, height])
+        usable = ((low >= 0) & (high <= border)).all(dim=1) if self.inside else None
+        positive, negative = self.rpn_thresholds
+        match = max_iou(anchors, pad_targets(targets), positive, negative, usable, best_of_each=True)
+        keys = self.keys(targets, len(anchors), 0, anchors.device)
+        return sample(match, keys, self.rpn_batch, self.rpn_positive)
+
+    def sample_regions(self, proposals: Proposals, targets: list[Target]) -> tuple[Tensor, Match]:
+        """The proposals of training and the objects themselves, matched; of them ``roi_batch`` (Fast R-CNN, section 2.3).
+
+        Returns:
+            ``[B, roi_batch, 4]`` regions and their match, whose weight is 0 where an image had too few.
+        """
+        objects = pad_targets(targets)
+        boxes = torch.cat([proposals.boxes, objects.boxes], dim=1)
+        usable = torch.cat([proposals.scores.isfinite(), objects.valid & ~objects.ignored], dim=1)
+        match = max_iou(boxes, objects, self.roi_threshold, self.roi_threshold, usable, lowest=self.roi_lowest)
+        keys = self.keys(targets, boxes.shape[1], 1, boxes.device)
+        match = sample(match, keys, self.roi_batch, self.roi_positive)
+        _, index = match.weight.topk(min(self.roi_batch, boxes.shape[1]), dim=1)
+        chosen = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+        parts = (match.target_index, match.positive, match.ignored, match.weight)
+        return chosen, Match(*(part.gather(1, index) for part in parts))
+
+    def losses(
+        self,
+        maps: Sequence[Tensor],
+        scores: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        targets: list[Target],
+        size: tuple[int, int],
+    ) -> dict[str, Tensor]:
+        """The lecture's four losses, each a mean over its sample (release: all weights 1)."""
+        objects = pad_targets(targets)
+        levels = self.anchors(maps)
+        anchors = torch.cat(levels)
+        match = self.match_anchors(anchors, targets, size)
+        score, delta = torch.cat(list(scores), dim=1), torch.cat(list(deltas), dim=1)
+        drawn = global_mean(match.weight.sum())
+        objectness = self.rpn_objectness_loss(score, match.positive.to(score.dtype))
+        rpn_box = self._box_loss(self.rpn_box_loss, delta, anchors[None], objects, match, UNIT)
+        losses = {"rpn_objectness": (objectness * match.weight).sum() / drawn, "rpn_box": rpn_box.sum() / drawn}
+
+        proposals = self.propose(scores, deltas, levels, size, self.in_training)
+        regions, match = self.sample_regions(proposals, targets)
+        if self.training:
+            self.draws += 1
+        logits, region_delta = self.head(self.pool(maps, regions))
+        label = torch.where(match.positive, objects.labels.gather(1, match.target_index) + 1, 0)  # 0: background
+        drawn = global_mean(match.weight.sum())
+        classes = self.roi_class_loss(logits.unflatten(0, label.shape), label)
+        region_delta = region_delta.unflatten(0, label.shape)
+        if region_delta.shape[2] > 1:
+            chosen = label[..., None, None].expand(-1, -1, 1, 4)
+            region_delta = region_delta.gather(2, chosen)
+        roi_box = self._box_loss(self.roi_box_loss, region_delta[:, :, 0], regions, objects, match, self.delta_std)
+        return losses | {"roi_class": (classes * match.weight).sum() / drawn, "roi_box": roi_box.sum() / drawn}
+
+    @staticmethod
+    def _box_loss(
+        loss: nn.Module, deltas: Tensor, priors: Tensor, objects: PaddedTargets, match: Match, std: Sequence[float]
+    ) -> Tensor:
+        """``[B, P]``: the loss of positive priors in the sample, 0 elsewhere."""
+        truth = objects.boxes.gather(1, match.target_index[..., None].expand(-1, -1, 4))
+        counted = match.positive & (match.weight > 0)
+        # priors without an object get themselves as truth: whatever a loss divides by stays finite
+        truth = torch.where(counted[..., None], truth, priors)
+        if loss.space == "deltas":
+            value = loss(deltas, encode(truth, priors, std))
+        else:
+            value = loss(decode(deltas, priors, std), truth)
+        return torch.where(counted, value, 0.0)
+
+    @torch.no_grad()
+    def assignments(self, images: Tensor, targets: list[Target]) -> list[Assignment]:
+        """Anchors of all levels with the RPN's sample, and the sampled proposals."""
+        maps = self.features(images)
+        size = images.shape[-2:]
+        scores, deltas = self.rpn(maps)
+        levels = self.anchors(maps)
+        anchors = torch.cat(levels)
+        regions, match = self.sample_regions(self.propose(scores, deltas, levels, size, self.in_training), targets)
+        boxes = anchors.expand(len(images), -1, -1)
+        return [
+            Assignment("anchors", boxes, self.match_anchors(anchors, targets, size)),
+            Assignment("proposals", regions, match),
+        ]
+
+    # -- weights of others ---------------------------------------------------------------------------------------------
+
+    def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Published weights under this model's names; None if they are of no known kind.
+
+        See `cvexp.models.torchvision_names`: torchvision's ``fasterrcnn_*_fpn`` and ``vgg16``.
+        """
+        return torchvision_names.faster_rcnn(state, self)
