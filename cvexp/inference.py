@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cvexp.build import SUPPLIED, build_model
 from cvexp.config import check_config
+from cvexp.data.module import collate
 from cvexp.data.records import decode
 from cvexp.data.transforms import Fit
 from cvexp.tasks.detection import in_original_pixels
@@ -111,7 +112,7 @@ class Predictor:
     def predict_batch(self, images: Sequence[Tensor], threshold: float = 0.0) -> list[Detection]:
         """The same for several uint8 ``[3, H, W]`` of any sizes in one pass."""
         fitted = [self.fit(image, _no_objects(image), random.Random(0)) for image in images]
-        batch = torch.stack([pixels for pixels, _ in fitted]).to(self.device)
+        batch = collate(fitted, ragged=not self.fit.pad).images.to(self.device)
         answers = []
         for detection, (_, target) in zip(self.model(batch), fitted, strict=True):
             found = in_original_pixels(detection.to("cpu"), target)
@@ -139,7 +140,9 @@ def load(ckpt: str | Path, device: str | None = None, allow_targets: Sequence[st
     return Predictor(
         model=rebuild_model(content, config, ckpt).to(chosen),
         classes=list(content["cvexp"]["classes"]),
-        fit=Fit(size=config.data.image_size, resize=config.data.resize),
+        fit=Fit(
+            size=config.data.image_size, resize=config.data.resize, pad=config.data.get("pad", "square") == "square"
+        ),
         config=config,
         device=chosen,
     )

@@ -1,66 +1,144 @@
-"""Find objects in pictures: ``python -m cvexp.predict ckpt=... source=<image, folder or glob>``.
+"""Find objects in pictures and videos: ``python -m cvexp.predict ckpt=... source=<image, folder, video, camera or stream>``.
 
-Writes every picture with its boxes under its own name, ``detections.json`` (COCO results with the list of images and
-classes) and ``detections.csv``.
+Writes every picture with its boxes under its own name (a video as one MP4), ``detections.json`` (COCO results with the list of
+images and classes) and ``detections.csv``.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from cvexp.config import report_errors, suggest
 from cvexp.errors import UserError
 
 if TYPE_CHECKING:
-    from cvexp.types import Detection
+    from PIL import Image
 
-USAGE = """usage: python -m cvexp.predict ckpt=<checkpoint> source=<image, folder or 'glob'>
+    from cvexp.types import Detection
+    from cvexp.video import Frame, Frames
+
+USAGE = """usage: python -m cvexp.predict ckpt=<checkpoint> source=<see below>
            [threshold=0.3] [output=predictions] [device=cpu] [batch_size=8]
-           [allow_targets=<your package>]
+           [every=1] [limit=<frames, or seconds as 10s>] [allow_targets=<your package>]
+
+source=photo.jpg           an image
+source=photos/             a folder with all below it; also 'photos/*.png', or list.txt with an image on each line
+source=clip.mp4            a video
+source=0                   a camera by its number; runs until Ctrl-C or limit=
+source=rtsp://host/path    a stream, also http:// and others; runs until Ctrl-C or limit=
 
 Draws what the checkpoint finds and writes detections.json (COCO results) and detections.csv, in pixels of each picture.
-Detections from threshold on are drawn; all above 0.01 are written to the files, unless threshold is lower still."""
+Detections from threshold on are drawn; all above 0.01 are written to the files, unless threshold is lower still.
+
+Videos, cameras and streams need pip install 'cvexp[video]'. They become videos/<name>.mp4 with the source's size and speed;
+the tables hold each frame's number and time in seconds. every=5 takes each fifth frame. Ctrl-C ends in good order: what was
+done until then is kept. A phone's video is turned upright. Where the frame rate varies, the drawn video plays at its mean.
+Frames of a camera or endless stream that arrive while the model is busy are skipped, so that it stays at the present."""
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 FILE_THRESHOLD = 0.01
-DEFAULTS = {"threshold": "0.3", "output": "predictions", "device": "", "batch_size": "8", "allow_targets": ""}
+DEFAULTS = {"threshold": "0.3", "output": "predictions", "device": "", "batch_size": "8"}
+DEFAULTS |= {"every": "1", "limit": "", "allow_targets": ""}
 
 
 def predict(words: Sequence[str]) -> dict[str, Any]:
     """Runs the command with ``words``.
 
     Returns:
-        ``images, detections, drawn`` (counts) and ``output`` (folder).
+        ``images`` (or frames), ``detections, drawn`` (counts), ``output`` (folder), ``pictures`` (the folder or video with the
+        drawings) and ``notes`` (lines about a video).
 
     Raises:
         UserError: a word, the checkpoint or the source cannot be used.
     """
-    from cvexp.inference import load
+    from cvexp.video import kind_of
 
     options = _options(words)
+    return _predict_images(options) if kind_of(options["source"]) is None else _predict_video(options)
+
+
+def _predict_images(options: dict[str, str]) -> dict[str, Any]:
+    for name in ("every", "limit"):
+        if options[name] != DEFAULTS[name]:
+            raise UserError(f"{name}={options[name]}: is for videos, cameras and streams. Fix: leave it out")
     files, base = find_images(options["source"])
-    threshold = _float(options, "threshold")
-    packages = options["allow_targets"].strip("[]").split(",")
-    predictor = load(options["ckpt"], device=options["device"] or None, allow_targets=packages)
+    threshold, size = _number(options, "threshold"), int(_number(options, "batch_size"))
+    predictor = _load(options)
     output = Path(options["output"]).expanduser()
-    images: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
     drawn = 0
-    for path, picture, detection in _batches(
-        predictor, files, int(_float(options, "batch_size")), min(threshold, FILE_THRESHOLD)
-    ):
-        name = path.relative_to(base).as_posix()
-        images.append({"id": len(images), "file_name": name, "height": picture.shape[1], "width": picture.shape[2]})
-        found += _rows(detection, images[-1]["id"])
-        drawn += _draw(picture, detection, predictor.classes, threshold, output / "pictures" / name)
-    _write(output, images, found, predictor.classes)
-    return {"images": len(images), "detections": len(found), "drawn": drawn, "output": output}
+    with Tables(output, predictor.classes, ()) as tables:
+        for path, picture, detection in _batches(predictor, files, size, min(threshold, FILE_THRESHOLD)):
+            name = path.relative_to(base).as_posix()
+            tables.add({"file_name": name, "height": picture.shape[1], "width": picture.shape[2]}, detection)
+            drawing, count = _drawing(picture, detection, predictor.classes, threshold)
+            _save(drawing, output / "pictures" / name)
+            drawn += count
+    return _done(tables, drawn, output, output / "pictures", [])
+
+
+def _predict_video(options: dict[str, str]) -> dict[str, Any]:
+    from cvexp.video import Frames, Limit, kind_of, name_of, stopping
+
+    threshold, size = _number(options, "threshold"), int(_number(options, "batch_size"))
+    every, limit = int(_number(options, "every")), Limit.parse(options["limit"])
+    output = Path(options["output"]).expanduser()
+    name = name_of(options["source"])
+    target = output / "videos" / f"{Path(name).stem if kind_of(options['source']) == 'video' else name}.mp4"
+    if target.resolve() == Path(options["source"]).expanduser().resolve():
+        raise UserError(f"output={options['output']}: would write over {target}. Fix: output=<another folder>")
+    with stopping() as asked, Frames(options["source"], every, limit, asked.is_set) as frames:
+        predictor = _load(options)
+        with Tables(output, predictor.classes, ("frame", "seconds")) as tables:
+            drawn = _draw_video(predictor, frames, size, threshold, target, tables, name)
+    notes = frames.notes + ([f"stopped after {tables.count:,} frames, all of them written"] if asked.is_set() else [])
+    return _done(tables, drawn, output, target, notes)
+
+
+def _draw_video(
+    predictor: Any, frames: Frames, size: int, threshold: float, target: Path, tables: Tables, name: str
+) -> int:
+    """Predicts, draws and writes all frames; the number of boxes drawn."""
+    from contextlib import ExitStack
+
+    import numpy as np
+
+    from cvexp.inference import as_tensor
+    from cvexp.video import VideoWriter
+
+    writer, drawn = None, 0
+    with ExitStack() as stack:
+        for chunk in _chunks(_progress(frames), 1 if frames.live else size):
+            pictures = [as_tensor(frame.pixels) for frame in chunk]
+            found = predictor.predict_batch(pictures, min(threshold, FILE_THRESHOLD))
+            for frame, picture, detection in zip(chunk, pictures, found, strict=True):
+                if writer is None:
+                    rate = frames.fps if frames.live else frames.fps / frames.every
+                    writer = stack.enter_context(VideoWriter(target, rate, frame.pixels.shape[:2]))
+                row = {"file_name": name, "frame": frame.number, "seconds": round(frame.seconds, 4)}
+                tables.add(row | {"height": picture.shape[1], "width": picture.shape[2]}, detection)
+                drawing, count = _drawing(picture, detection, predictor.classes, threshold)
+                writer.write(np.asarray(drawing), frame.seconds if frames.live else None)
+                drawn += count
+    return drawn
+
+
+def _done(tables: Tables, drawn: int, output: Path, pictures: Path, notes: list[str]) -> dict[str, Any]:
+    counts = {"images": tables.count, "detections": tables.detections, "drawn": drawn}
+    return counts | {"output": output, "pictures": pictures, "notes": notes}
+
+
+def _load(options: dict[str, str]) -> Any:
+    from cvexp.inference import load
+
+    packages = options["allow_targets"].strip("[]").split(",")
+    return load(options["ckpt"], device=options["device"] or None, allow_targets=packages)
 
 
 def _options(words: Sequence[str]) -> dict[str, str]:
@@ -80,15 +158,20 @@ def _options(words: Sequence[str]) -> dict[str, str]:
     return options
 
 
-def _float(options: dict[str, str], name: str) -> float:
-    low, high, expected = (
-        (0.0, 1.0, "a number from 0 to 1") if name == "threshold" else (1.0, 4096.0, "a whole number from 1")
-    )
+NUMBERS = {
+    "threshold": (0.0, 1.0, "a number from 0 to 1"),
+    "batch_size": (1.0, 4096.0, "a whole number from 1"),
+    "every": (1.0, 1e6, "a whole number from 1"),
+}
+
+
+def _number(options: dict[str, str], name: str) -> float:
+    low, high, expected = NUMBERS[name]
     try:
         value = float(options[name])
     except ValueError:
         value = float("nan")
-    if not low <= value <= high or (name == "batch_size" and value % 1):  # NaN is not between either
+    if not low <= value <= high or (name != "threshold" and value % 1):  # NaN is not between either
         raise UserError(f"{name}={options[name]}: must be {expected}. Fix: {name}={DEFAULTS[name]}")
     return value
 
@@ -100,6 +183,8 @@ def find_images(source: str) -> tuple[list[Path], Path]:
         UserError: nothing there, or no picture among it.
     """
     path = Path(source).expanduser()
+    if path.is_file() and path.suffix.lower() == ".txt":
+        return _listed(path)
     if path.is_file():
         return [path], path.parent
     if path.is_dir():
@@ -118,6 +203,50 @@ def find_images(source: str) -> tuple[list[Path], Path]:
             f"source={source}: no such image or folder, and no picture fits it as a pattern. Fix: check the path"
         )
     return files, base
+
+
+def _listed(path: Path) -> tuple[list[Path], Path]:
+    """The pictures of a list: one path a line, relative to the list's folder; empty lines and those with # are left out.
+
+    Raises:
+        UserError: not a text, a picture that is not there, or none at all.
+    """
+    try:
+        rows = [row.strip() for row in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise UserError(f"source={path}: not a text in UTF-8. Fix: one path on each line") from None
+    files = [path.parent / row for row in rows if row and not row.startswith("#")]
+    missing = [file for file in files if not file.is_file()]
+    if missing or not files:
+        what = f"{missing[0]}: no such file ({len(missing)} of {len(files)})" if missing else "no picture in this list"
+        raise UserError(f"source={path}: {what}. Fix: one path on each line, relative to the list's folder")
+    files = [Path(name) for name in dict.fromkeys(os.path.abspath(file) for file in files)]  # noqa: PTH100 (keeps links)
+    return files, Path(os.path.commonpath([file.parent for file in files]))
+
+
+def _chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    """Lists of ``size`` frames; the last may be shorter."""
+    chunk: list[Frame] = []
+    for frame in frames:
+        chunk.append(frame)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _progress(frames: Frames) -> Iterator[Frame]:
+    """The frames with a bar: of known length, or a mere count for a camera."""
+    from rich import progress as bars
+
+    times = (bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
+    columns = (bars.TextColumn("predicting"), bars.BarColumn(), bars.MofNCompleteColumn(), *times)
+    with bars.Progress(*columns) as progress:
+        task = progress.add_task("", total=frames.expected)
+        for frame in frames:
+            yield frame
+            progress.advance(task)
 
 
 def _batches(predictor: Any, files: list[Path], size: int, threshold: float) -> Iterator[tuple[Path, Any, Detection]]:
@@ -147,36 +276,89 @@ def _rows(detection: Detection, image_id: int) -> list[dict[str, Any]]:
     ]
 
 
-def _draw(picture: Any, detection: Detection, classes: Sequence[str], threshold: float, path: Path) -> int:
-    from cvexp.viz import draw_boxes, save
+def _drawing(picture: Any, detection: Detection, classes: Sequence[str], threshold: float) -> tuple[Image.Image, int]:
+    """The picture with the boxes from ``threshold`` on, and their number."""
+    from cvexp.viz import draw_boxes
 
     keep = detection.scores >= threshold
     drawn = draw_boxes(picture, detection.boxes[keep], detection.labels[keep], classes, detection.scores[keep])
-    # One picture per source name, whatever its format; formats that Pillow cannot write well become PNG.
-    target = (
-        path
-        if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-        else path.with_name(path.name + ".png")
-    )
-    save(drawn, target)
-    return int(keep.sum())
+    return drawn, int(keep.sum())
 
 
-def _write(output: Path, images: list[dict], found: list[dict], classes: Sequence[str]) -> None:
-    from cvexp.results import write_text
+def _save(drawing: Image.Image, path: Path) -> None:
+    """One picture per source name, whatever its format; formats that Pillow cannot write well become PNG."""
+    from cvexp.viz import save
 
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(classes)]
-    content = {"images": images, "categories": categories, "annotations": found}
-    write_text(output / "detections.json", json.dumps(content, indent=1) + "\n")
-    names = {image["id"]: image["file_name"] for image in images}
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["image", "class", "score", "x1", "y1", "x2", "y2"])
-    for row in found:
-        x, y, width, height = row["bbox"]
-        corners = [x, y, round(x + width, 2), round(y + height, 2)]
-        writer.writerow([names[row["image_id"]], classes[row["category_id"] - 1], row["score"], *corners])
-    write_text(output / "detections.csv", table.getvalue())
+    known = path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+    save(drawing, path if known else path.with_name(path.name + ".png"))
+
+
+class Tables:
+    """``detections.json`` and ``detections.csv``, written row by row beside their places and moved there at the end.
+
+    An hour of video has millions of rows; they do not stay in memory. After an exception nothing is left.
+
+    Args:
+        folder: made with the first row.
+        classes: names in label order.
+        columns: of the image that go into the CSV besides its name.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[str], columns: Sequence[str]) -> None:
+        self.folder, self.classes, self.columns = folder, classes, columns
+        self.count = self.detections = 0
+        self._images: list[str] = []
+        self._json: TextIO | None = None
+        self._csv: TextIO | None = None
+
+    def add(self, image: dict[str, Any], detection: Detection) -> None:
+        """An image (``file_name, height, width`` and the further columns) and what was found in it."""
+        json_file, csv_file = self._open()
+        rows = _rows(detection, self.count)
+        self._images.append(json.dumps({"id": self.count, **image}))
+        writer = csv.writer(csv_file, lineterminator="\n")
+        for row in rows:
+            json_file.write(("," if self.detections else "") + "\n  " + json.dumps(row))
+            self.detections += 1
+            x, y, width, height = row["bbox"]
+            corners = [x, y, round(x + width, 2), round(y + height, 2)]
+            own = [image["file_name"], *(image[name] for name in self.columns)]
+            writer.writerow([*own, self.classes[row["category_id"] - 1], row["score"], *corners])
+        self.count += 1
+
+    def _part(self, ending: str) -> Path:
+        return self.folder / f".detections.{ending}.part"
+
+    def _open(self) -> tuple[TextIO, TextIO]:
+        if self._json is None or self._csv is None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._json = self._part("json").open("w", encoding="utf-8")
+                self._csv = self._part("csv").open("w", encoding="utf-8", newline="")
+            except OSError as error:
+                raise UserError(
+                    f"output={self.folder}: {error.strerror}. Fix: output=<a folder you may write>"
+                ) from None
+            self._json.write('{"annotations": [')
+            self._csv.write(",".join(["image", *self.columns, "class", "score", "x1", "y1", "x2", "y2"]) + "\n")
+        return self._json, self._csv
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            json_file, _ = self._open()
+            categories = json.dumps([{"id": i + 1, "name": name} for i, name in enumerate(self.classes)])
+            images = ",\n  ".join(self._images)
+            json_file.write(f'\n ],\n "categories": {categories},\n "images": [\n  {images}\n ]\n}}\n')
+        for file, ending in ((self._json, "json"), (self._csv, "csv")):
+            if file is not None:
+                file.close()
+                part = self._part(ending)
+                part.replace(self.folder / f"detections.{ending}") if kind is None else part.unlink(missing_ok=True)
 
 
 @report_errors
@@ -187,10 +369,12 @@ def main() -> None:
         print(USAGE)
         return
     done = predict(words)
-    folder = done["output"]
-    print(f"{done['images']} image(s), {done['drawn']} object(s) drawn, {done['detections']} written")
-    for name in ("pictures", "detections.json", "detections.csv"):
-        print(f"  {folder / name}")
+    what = "image" if done["pictures"].suffix != ".mp4" else "frame"
+    for note in done["notes"]:
+        print(note)
+    print(f"{done['images']} {what}(s), {done['drawn']} object(s) drawn, {done['detections']} written")
+    for path in (done["pictures"], done["output"] / "detections.json", done["output"] / "detections.csv"):
+        print(f"  {path}")
 
 
 if __name__ == "__main__":

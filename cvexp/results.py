@@ -99,7 +99,7 @@ def show(results: dict[str, Any], folder: Path) -> None:
     best = folder / PLACES["best checkpoint"]
     if best.exists():
         console.print(
-            f"\nNext: python -m cvexp.predict ckpt={best} source=<image, folder or glob>",
+            f"\nNext: python -m cvexp.predict ckpt={best} source=<image, folder, video or camera>",
             soft_wrap=True,
             highlight=False,
         )

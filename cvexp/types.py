@@ -111,6 +111,7 @@ class GroundTruth:
         labels: int64 ``[M]``.
         difficult, crowd: bool ``[M]``.
         area: float64 ``[M]``, square pixels.
+        masks: M of COCO's run-length encodings ``{"size": [height, width], "counts": bytes}``, or None.
     """
 
     classes: Sequence[str]
@@ -122,6 +123,7 @@ class GroundTruth:
     difficult: Tensor
     crowd: Tensor
     area: Tensor
+    masks: list[dict[str, Any]] | None = None
 
 
 @dataclass

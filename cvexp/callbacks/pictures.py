@@ -24,15 +24,18 @@ class Pictures(Callback):
 
     def __init__(self, folder: str, images: int = 12, threshold: float = 0.3) -> None:
         self.folder, self.images, self.threshold = Path(folder), images, threshold
-        self._kept: dict[int, Detection] = {}
-        self._wanted: set[int] = set()
+        self._kept: dict[int, Detection] = {}  # by position in the split
+        self._wanted: dict[int, int] = {}  # image id -> position
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        size = len(data.source(data.tested))
+        source = data.source(data.tested)
+        size = len(source)
         limit = trainer.num_test_batches[0] * (data.eval_batch_size or data.batch_size)
         size = max(min(size, int(min(limit, size))), 1)
-        self._wanted = set(torch.linspace(0, size - 1, min(self.images, size)).round().int().tolist())
+        positions = torch.linspace(0, size - 1, min(self.images, size)).round().long()
+        ids = source.ground_truth().image_ids[positions]
+        self._wanted = dict(zip(ids.tolist(), positions.tolist(), strict=True))
         self._kept = {}
 
     def on_test_batch_end(
@@ -46,7 +49,7 @@ class Pictures(Callback):
     ) -> None:
         for target, detection in zip(batch.targets, outputs, strict=True):
             if target.image_id in self._wanted:
-                self._kept[target.image_id] = detection.to("cpu")
+                self._kept[self._wanted[target.image_id]] = detection.to("cpu")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or not self._kept or trainer.fast_dev_run:

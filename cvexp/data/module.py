@@ -6,6 +6,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -15,10 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from cvexp.data.records import Problem, Source
 from cvexp.data.samplers import EpochOrder, GlobalBatches
-from cvexp.data.transforms import Augment, Fit, Resize
+from cvexp.data.transforms import GREY, Augment, Fit, Resize, on_ground
 from cvexp.types import Batch, GroundTruth, Target, UserError
 
 Split = Literal["train", "val", "test"]
+MULTIPLE = 32
+"""The sides of a batch that is not square are multiples of this, the coarsest stride of most backbones."""
 
 
 class DetectionDataset(Dataset):
@@ -52,18 +55,30 @@ class FirstImages:
     def ground_truth(self) -> GroundTruth:
         whole = self.source.ground_truth()
         kept = whole.image_index < self.count
+        masks = whole.masks
+        if masks is not None:
+            masks = [mask for mask, keep in zip(masks, kept.tolist(), strict=True) if keep]
         per_object = ("image_index", "boxes", "labels", "difficult", "crowd", "area")
         return replace(
             whole,
             image_ids=whole.image_ids[: self.count],
             sizes=whole.sizes[: self.count],
+            masks=masks,
             **{name: getattr(whole, name)[kept] for name in per_object},
         )
 
 
-def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
-    """Stacks the images in the layout that networks convert them to anyway (channels last); a worker in shared memory."""
-    images = [image.permute(1, 2, 0) for image, _ in samples]  # [H, W, 3]
+def collate(samples: Sequence[tuple[Tensor, Target]], ragged: bool = False) -> Batch:
+    """Stacks the images in the layout that networks convert them to anyway (channels last); a worker in shared memory.
+
+    Args:
+        samples: images ``[3, h, w]`` with their objects.
+        ragged: sizes differ; all get the largest sides, rounded up to `MULTIPLE`.
+    """
+    images, targets = [image for image, _ in samples], [target for _, target in samples]
+    if ragged:
+        images, targets = on_canvas(images, targets)
+    images = [image.permute(1, 2, 0) for image in images]  # [H, W, 3]
     shape = (len(images), *images[0].shape)
     if torch.utils.data.get_worker_info() is None:
         out = images[0].new_empty(shape)
@@ -71,7 +86,17 @@ def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
         storage = images[0]._typed_storage()._new_shared(len(images) * images[0].numel(), device=images[0].device)
         out = images[0].new(storage).resize_(shape)
     torch.stack(images, out=out)
-    return Batch(images=out.permute(0, 3, 1, 2), targets=[target for _, target in samples])
+    return Batch(images=out.permute(0, 3, 1, 2), targets=targets)
+
+
+def on_canvas(images: Sequence[Tensor], targets: Sequence[Target]) -> tuple[list[Tensor], list[Target]]:
+    """Images ``[3, h, w]`` and their masks padded at the right and bottom to one size, a multiple of `MULTIPLE`."""
+    height, width = (
+        -(-max(image.shape[axis] for image in images) // MULTIPLE) * MULTIPLE for axis in (1, 2)
+    )  # rounded up
+    padded = [on_ground(image, 0, 0, width, height, GREY) for image in images]
+    masks = [None if t.masks is None else on_ground(t.masks, 0, 0, width, height, 0) for t in targets]
+    return padded, [replace(target, masks=mask) for target, mask in zip(targets, masks, strict=True)]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -84,6 +109,8 @@ class DetectionData(LightningDataModule):
         eval_batch_size: the same for validation and test; None takes ``batch_size``.
         num_workers: loader processes; 0 loads in the training process.
         resize: ``letterbox`` or ``warp``.
+        pad: ``square``, or ``batch``: batches of landscape or portrait images, padded to the largest of the batch. That saves
+            a quarter of the work on photographs; another number of processes then pads (a little) differently.
         augment: of training images; None leaves them as they are.
         overfit: the first so many training images stand for all three splits (``debug=overfit``); None for real runs.
         seed: of the order and of the augmentation.
@@ -98,6 +125,7 @@ class DetectionData(LightningDataModule):
     eval_batch_size: int | None = None
     num_workers: int = 2
     resize: Resize = "letterbox"
+    pad: Literal["square", "batch"] = "square"
     augment: Augment | None = field(default_factory=Augment)
     overfit: int | None = None
     seed: int = 0
@@ -117,10 +145,11 @@ class DetectionData(LightningDataModule):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"data.{name}={value} must be at least {least}. Fix: data.{name}={least} or more")
-        if self.resize not in get_args(Resize):
-            raise UserError(
-                f"data.resize={self.resize!r} is not one of: {', '.join(get_args(Resize))}. Fix: data.resize=letterbox"
-            )
+        for name, choices in (("resize", get_args(Resize)), ("pad", ("square", "batch"))):
+            if getattr(self, name) not in choices:
+                raise UserError(
+                    f"data.{name}={getattr(self, name)!r} is not one of: {', '.join(choices)}. Fix: data.{name}={choices[0]}"
+                )
 
     @abstractmethod
     def load(self, split: Split) -> Source:
@@ -153,7 +182,12 @@ class DetectionData(LightningDataModule):
 
     def dataset(self, split: Split, augmented: bool) -> DetectionDataset:
         """The samples of a split as the network will see them."""
-        transform = Fit(size=self.image_size, resize=self.resize, augment=self.augment if augmented else None)
+        transform = Fit(
+            size=self.image_size,
+            resize=self.resize,
+            augment=self.augment if augmented else None,
+            pad=self.pad == "square",
+        )
         return DetectionDataset(self.source(split), transform, self.seed)
 
     def _loader(self, split: Split, training: bool = False) -> DataLoader:
@@ -165,15 +199,22 @@ class DetectionData(LightningDataModule):
             raise UserError(
                 f"{key}={size} is not a multiple of {world} processes. Fix: {key}={world * max(size // world, 1)}"
             )
-        batches = GlobalBatches(EpochOrder(len(dataset), self.seed, training), size, rank, world, drop_last=training)
+        order = EpochOrder(len(dataset), self.seed, training)
+        groups = self._portrait(split) if self.pad == "batch" else None
+        batches = GlobalBatches(order, size, rank, world, drop_last=training, groups=groups)
         return DataLoader(
             dataset,
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=self.num_workers,
-            collate_fn=collate,
+            collate_fn=partial(collate, ragged=self.pad == "batch"),
             persistent_workers=self.num_workers > 0 and training,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _portrait(self, split: Split) -> list[int]:
+        """Of each image 1 if it is higher than wide."""
+        height, width = self.source(split).ground_truth().sizes.unbind(dim=1)
+        return (height > width).int().tolist()
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", training=True)

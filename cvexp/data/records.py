@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -42,7 +42,12 @@ class Problem:
 
 @dataclass
 class Record:
-    """The annotations of one image in original pixels (xyxy, 0-based, right and lower edge exclusive)."""
+    """The annotations of one image in original pixels (xyxy, 0-based, right and lower edge exclusive).
+
+    Attributes:
+        masks: of each object COCO's compressed run lengths (``counts``) at the image's size; None without masks.
+        image_id: the data set's own, any int64; None where it has none: then the position in the list.
+    """
 
     path: Path
     width: int
@@ -52,6 +57,8 @@ class Record:
     difficult: np.ndarray
     crowd: np.ndarray
     area: np.ndarray
+    masks: list[bytes] | None = None
+    image_id: int | None = None
 
 
 class Source(Protocol):
@@ -66,19 +73,35 @@ class Source(Protocol):
         """uint8 RGB ``[3, H, W]`` and its objects, both in original pixels."""
 
     def ground_truth(self) -> GroundTruth:
-        """All objects of the split, without reading a pixel."""
+        """All objects of the split, without reading a pixel; the images in the order of `read`."""
 
 
 @dataclass
 class RecordSource:
-    """A `Source` over image files. The image id is the position in the list."""
+    """A `Source` over image files.
+
+    Attributes:
+        image_ids: the records' own, or their positions.
+
+    Raises:
+        UserError: two images have the same id.
+    """
 
     records: list[Record]
     classes: list[str]
     names: list[str] = field(init=False)
+    image_ids: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.names = [r.path.name for r in self.records]
+        self.image_ids = [i if r.image_id is None else r.image_id for i, r in enumerate(self.records)]
+        first: dict[int, Path] = {}
+        for image_id, record in zip(self.image_ids, self.records, strict=True):
+            if image_id in first:
+                raise UserError(
+                    f"{record.path}: image id {image_id} is also that of {first[image_id]}. Fix: give each image its own id"
+                )
+            first[image_id] = record.path
 
     def __len__(self) -> int:
         return len(self.records)
@@ -92,10 +115,11 @@ class RecordSource:
             difficult=torch.from_numpy(r.difficult),
             crowd=torch.from_numpy(r.crowd),
             area=torch.from_numpy(r.area.astype(np.float32)),
-            image_id=index,
+            image_id=self.image_ids[index],
             size=(r.height, r.width),
             original_size=(r.height, r.width),
             to_original=torch.tensor([1.0, 1.0, 0.0, 0.0]),
+            masks=None if r.masks is None else decode_masks(r.masks, r.width, r.height),
         )
         return image, target
 
@@ -104,7 +128,7 @@ class RecordSource:
         join = lambda name: torch.from_numpy(np.concatenate([getattr(r, name) for r in self.records]))  # noqa: E731
         return GroundTruth(
             classes=self.classes,
-            image_ids=torch.arange(len(self.records)),
+            image_ids=torch.tensor(self.image_ids, dtype=torch.int64),
             sizes=torch.tensor([(r.height, r.width) for r in self.records]),
             image_index=torch.arange(len(self.records)).repeat_interleave(torch.tensor(counts)),
             boxes=join("boxes").double(),
@@ -112,7 +136,33 @@ class RecordSource:
             difficult=join("difficult"),
             crowd=join("crowd"),
             area=join("area").double(),
+            masks=self._run_lengths(),
         )
+
+    def _run_lengths(self) -> list[dict[str, Any]] | None:
+        if any(r.masks is None for r in self.records):
+            return None
+        return [{"size": [r.height, r.width], "counts": counts} for r in self.records for counts in r.masks or ()]
+
+
+def encode_masks(masks: np.ndarray) -> list[bytes]:
+    """COCO's compressed run lengths of bool ``[N, H, W]``, one of each mask."""
+    if not len(masks):
+        return []
+    from hotcoco import mask
+
+    found: Any = mask.encode(masks.astype(np.uint8).transpose(1, 2, 0))  # [H, W, N]
+    return [each["counts"] for each in found]
+
+
+def decode_masks(counts: Sequence[bytes], width: int, height: int) -> Tensor:
+    """bool ``[N, H, W]`` from N of COCO's compressed run lengths, which go column by column."""
+    if not counts:
+        return torch.zeros(0, height, width, dtype=torch.bool)
+    from hotcoco import mask
+
+    planes = mask.decode([{"size": [height, width], "counts": c} for c in counts])  # uint8 [H, W, N]
+    return torch.from_numpy(planes.transpose(2, 0, 1).astype(bool, order="C"))
 
 
 def decode(path: Path) -> Tensor:
@@ -244,3 +294,32 @@ def judge(problems: Iterable[Problem], on_bad: Literal["error", "skip"], where: 
     more = [f"  ... and {len(found) - 10} more"] if len(found) > 10 else []
     advice = "Mend the files, or go on without these objects and images: data.on_bad=skip (counts and lists them)"
     raise UserError("\n".join([f"{where}: {len(found)} problem(s) in the data", *lines, *more, advice]))
+
+
+def usable(
+    records: Sequence[Record], problems: Sequence[Problem], on_bad: Literal["error", "skip"], file: Path, split: str
+) -> tuple[list[Record], list[Problem]]:
+    """The end of reading a split: decodes the images of a small one and judges everything that was found.
+
+    Args:
+        records, problems: what the parser of the format made of ``file``.
+        file: the list or annotation file of the split.
+        split: ``train``, ``val`` or ``test``, for the messages.
+
+    Returns:
+        The images that are left, and what ``on_bad="skip"`` leaves out.
+
+    Raises:
+        UserError: something is bad and ``on_bad="error"``, no image is left, or none of train or val has an object.
+    """
+    broken = check_pixels(records) if len(records) <= FULL_CHECK_LIMIT else []
+    unusable = {p.file for p in broken}
+    left = [r for r in records if r.path not in unusable]
+    found = judge([*problems, *broken], on_bad, f"{file} (data.{split})")
+    if not left:
+        raise UserError(f"{file}: no usable image is left for data.{split}. Fix: check data.{split} and data.root")
+    if split != "test" and not any(len(r.labels) for r in left):
+        raise UserError(
+            f"{file}: none of its {len(left)} images has an object. Fix: check data.{split} and data.classes"
+        )
+    return left, found

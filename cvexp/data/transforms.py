@@ -77,14 +77,19 @@ class Fit:
         size: side of the square, pixels.
         resize: ``letterbox`` keeps the aspect and pads with grey at the right and bottom; ``warp`` stretches (YOLO v1).
         augment: None for test images.
+        pad: to the square; False leaves that to the batch (`cvexp.data.module.collate`).
     """
 
     size: int
     resize: Resize
     augment: Augment | None = None
+    pad: bool = True
 
     def __call__(self, image: Tensor, target: Target, rng: random.Random) -> tuple[Tensor, Target]:
-        """uint8 ``[3, H, W]`` and its objects in original pixels, to ``[3, size, size]`` and the objects in its pixels."""
+        """uint8 ``[3, H, W]`` and its objects in original pixels, to ``[3, size, size]`` and the objects in its pixels.
+
+        Unpadded, ``size`` is the longer side.
+        """
         height, width = target.original_size
         window = self.augment.window(width, height, rng) if self.augment else (0, 0, width, height)
         left, top, crop_w, crop_h = window
@@ -122,13 +127,13 @@ class Fit:
         height, width = image.shape[-2:]
         if window != (0, 0, width, height):
             image = image[..., max(top, 0) : max(top + crop_h, 0), max(left, 0) : max(left + crop_w, 0)]
-            image = _on_ground(image, max(-left, 0), max(-top, 0), crop_w, crop_h, fill)
+            image = on_ground(image, max(-left, 0), max(-top, 0), crop_w, crop_h, fill)
         new_w, new_h = new
         if image.shape[-2:] != (new_h, new_w):
             image = F.resize(image, [new_h, new_w], interpolation=mode, antialias=True)
         if flip:
             image = image.flip(-1)
-        return _on_ground(image, 0, 0, self.size, self.size, fill)
+        return on_ground(image, 0, 0, self.size, self.size, fill) if self.pad else image
 
     def _keep(
         self, target: Target, boxes: Tensor, masks: Tensor | None, valid: tuple[int, int], transform: Tensor
@@ -156,7 +161,7 @@ class Fit:
         )
 
 
-def _on_ground(image: Tensor, x: int, y: int, width: int, height: int, fill: int) -> Tensor:
+def on_ground(image: Tensor, x: int, y: int, width: int, height: int, fill: int) -> Tensor:
     """``[C, h, w]`` at column ``x``, row ``y`` of ``[C, height, width]``, ``fill`` around it; or itself if it covers all."""
     rows, columns = image.shape[-2:]
     if (rows, columns) == (height, width):

@@ -16,16 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from cvexp.data.module import DetectionData
-from cvexp.data.records import (
-    FULL_CHECK_LIMIT,
-    Problem,
-    Record,
-    RecordSource,
-    box_problem,
-    check_pixels,
-    image_size,
-    judge,
-)
+from cvexp.data.records import Problem, Record, RecordSource, box_problem, image_size, usable
 from cvexp.types import UserError
 
 _LOWER = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -61,21 +52,7 @@ class VOCData(DetectionData):
         classes = self._class_names(root)
         parser = _Parser(root, classes, self.other_classes, self.one_based)
         records = [r for name in names if (r := parser.parse(name)) is not None]
-        problems = parser.problems
-        if len(records) <= FULL_CHECK_LIMIT:
-            broken = check_pixels(records)
-            unusable = {p.file for p in broken}
-            records = [r for r in records if r.path not in unusable]
-            problems = problems + broken
-        self.problems[split] = judge(problems, self.on_bad, f"{list_file} (data.{split})")
-        if not records:
-            raise UserError(
-                f"{list_file}: no usable image is left for data.{split}. Fix: check data.{split} and data.root={root}"
-            )
-        if split != "test" and not any(len(r.labels) for r in records):
-            raise UserError(
-                f"{list_file}: none of its {len(records)} images has an object of {classes}. Fix: check data.classes"
-            )
+        records, self.problems[split] = usable(records, parser.problems, self.on_bad, list_file, split)
         return RecordSource(records, classes)
 
     def _folder(self) -> Path:

@@ -452,10 +452,8 @@ class FasterRCNN(nn.Module):
         counted = match.positive & (match.weight > 0)
         # priors without an object get themselves as truth: whatever a loss divides by stays finite
         truth = torch.where(counted[..., None], truth, priors)
-        if loss.space == "deltas":
-            value = loss(deltas, encode(truth, priors, std))
-        else:
-            value = loss(decode(deltas, priors, std), truth)
+        in_deltas = loss.space == "deltas"
+        value = loss(deltas, encode(truth, priors, std)) if in_deltas else loss(decode(deltas, priors, std), truth)
         return torch.where(counted, value, 0.0)
 
     @torch.no_grad()

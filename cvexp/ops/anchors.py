@@ -20,8 +20,8 @@ def scale_ratio_anchors(base: int, ratios: Sequence[float], scales: Sequence[flo
         scales: factors of the base's side.
 
     Returns:
-        ``[ratios * scales, 4]`` xyxy, pixels, the right and lower edge exclusive, ratio by ratio. The release lists the same boxes
-        with inclusive edges, ``x2 - 1`` and ``y2 - 1``.
+        ``[ratios * scales, 4]`` xyxy, pixels, the right and lower edge exclusive, ratio by ratio. The release lists the same
+        boxes with inclusive edges, ``x2 - 1`` and ``y2 - 1``.
 
     Example: base 16, ratio 0.5: area 512 gives width 23 (root of 512, rounded) and height 12 (11.5, rounded to even); times
     8 about the centre (7.5, 7.5): 184 x 96, inclusive (-83, -39, 100, 56).

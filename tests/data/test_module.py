@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,8 @@ from torch import nn
 
 from cvexp.data.module import collate
 from cvexp.data.shapes import ShapesData
-from cvexp.data.transforms import Augment
+from cvexp.data.transforms import GREY, Augment
+from cvexp.data.voc import VOCData
 from cvexp.types import Batch, Target, UserError
 
 AUGMENT = Augment(jitter=0.2, flip=0.5, brightness=0.3)
@@ -63,6 +65,34 @@ def test_collate_stacks_any_layout():
     batch = collate([(planes, None), (pixels, None)])
     assert torch.equal(batch.images[0], planes)
     assert torch.equal(batch.images[1], planes)
+
+
+def test_a_ragged_batch_gets_the_largest_sides_rounded_up():
+    target = data().dataset("train", augmented=False)[0, 0][1]
+    mask = torch.ones(len(target), 50, 90, dtype=torch.bool)
+    wide, high = torch.full((3, 50, 90), 7, dtype=torch.uint8), torch.full((3, 70, 30), 9, dtype=torch.uint8)
+    batch = collate([(wide, replace(target, masks=mask)), (high, target)], ragged=True)
+    assert batch.images.shape == (2, 3, 96, 96)
+    assert (batch.images[0, :, :50, :90] == 7).all()
+    assert (batch.images[0, :, 50:] == GREY).all()
+    assert (batch.images[1, :, :70, :30] == 9).all()
+    assert (batch.images[1, :, :, 30:] == GREY).all()
+    assert batch.targets[0].masks.shape[-2:] == (96, 96)
+    assert batch.targets[0].masks.sum() == mask.sum()  # nothing of the padding
+    assert torch.equal(batch.targets[1].boxes, target.boxes)  # the padding is at the right and bottom
+
+
+def test_photographs_are_batched_with_their_like(data_root):
+    """Landscape and portrait apart: a batch of 320 x 240 photographs needs no 320 x 320 canvas."""
+    root = str(data_root / "voc/VOCdevkit/VOC2012")
+    module = VOCData(
+        root=root, train="test20", val="test20", image_size=320, batch_size=4, num_workers=0, pad="batch", augment=None
+    )
+    shapes = [tuple(batch.images.shape[-2:]) for batch in module.train_dataloader()]
+    assert all(height % 32 == width % 32 == 0 and max(height, width) == 320 for height, width in shapes)
+    assert sum(height != width for height, width in shapes) > len(shapes) / 2
+    seen = [t.image_id for batch in module.val_dataloader() for t in batch.targets]
+    assert sorted(seen) == list(range(100))
 
 
 def test_epochs_differ_and_repeat_by_seed():
@@ -161,6 +191,7 @@ def test_a_batch_size_that_cannot_be_shared_names_the_fix():
         ({"num_workers": -1}, "data.num_workers=-1"),
         ({"overfit": 0}, "data.overfit=0"),
         ({"resize": "stretch"}, "data.resize='stretch'.*letterbox.*warp"),
+        ({"pad": "none"}, "data.pad='none' is not one of: square, batch"),
     ],
 )
 def test_refused_settings(settings, words):

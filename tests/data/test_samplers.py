@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cvexp.data.samplers import EpochOrder, GlobalBatches
+from cvexp.data.samplers import EpochOrder, GlobalBatches, by_group
 
 
 def order(size: int, seed: int = 0, epoch: int = 0, shuffle: bool = True) -> list[int]:
@@ -104,3 +104,35 @@ def test_lightning_finds_the_sampler_and_sets_the_epoch():
     batches = GlobalBatches(EpochOrder(6, 0, True), 2)
     _set_sampler_epoch(DataLoader([0] * 6, batch_sampler=batches), 4)  # type: ignore[arg-type]
     assert batches.sampler.epoch == 4
+
+
+def grouped(size: int, batch: int, groups: list[int], world: int = 1, epoch: int = 0) -> list[list[list[int]]]:
+    found = []
+    for rank in range(world):
+        sampler = EpochOrder(size, 0, shuffle=True)
+        sampler.set_epoch(epoch)
+        batches = GlobalBatches(sampler, batch, rank, world, groups=groups)
+        found.append([[index for _, index in b] for b in batches])
+    return found
+
+
+def test_a_group_is_emitted_when_it_fills_a_batch():
+    """Samples 0 to 4 of groups 0 1 0 1 1: 0 waits for 2, then 1 for 3; 4 fills none."""
+    keys = [(0, i) for i in range(5)]
+    assert by_group(keys, [0, 1, 0, 1, 1], 2) == [(0, 0), (0, 2), (0, 1), (0, 3), (0, 4)]
+
+
+def test_batches_are_of_one_group_but_for_the_rest():
+    groups = [int(i % 3 == 0) for i in range(50)]  # 17 and 33
+    batches = grouped(50, 4, groups)[0]
+    assert sorted(index for b in batches for index in b) == list(range(50))  # each once
+    mixed = [b for b in batches if len({groups[i] for i in b}) > 1]
+    assert len(mixed) <= 1
+    assert mixed in ([], [batches[-1]], [batches[-2]])
+
+
+def test_grouped_batches_are_shared_out_like_others():
+    groups = [int(i % 3 == 0) for i in range(48)]
+    alone, parts = grouped(48, 4, groups)[0], grouped(48, 4, groups, world=2)
+    assert [[a, b, c, d] for (a, c), (b, d) in zip(*parts, strict=True)] == alone
+    assert grouped(48, 4, groups, epoch=1)[0] != alone

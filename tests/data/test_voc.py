@@ -219,7 +219,7 @@ def test_the_other_splits_of_voc_parse_to_their_counts(data_root, monkeypatch):
     root = data_root / "voc/VOCdevkit/VOC2012"
     if not root.is_dir():
         pytest.skip(f"{root} does not exist")
-    monkeypatch.setattr(voc, "check_pixels", lambda _: [])  # 1,400 images: their headers are read, their pixels are not
+    monkeypatch.setattr(records, "check_pixels", lambda _: [])  # 1,400 images: their headers are read, their pixels are not
     data = VOCData(root=str(root))
     assert len(data.class_names) == 19  # the training list has no aeroplane
     for split, objects, difficult in (("train", 2798, 377), ("test", 1148, 173)):
@@ -331,7 +331,7 @@ def test_more_than_ten_problems_are_counted(folder):
 
 
 def test_a_large_split_is_checked_by_headers_and_endings(folder, monkeypatch):
-    monkeypatch.setattr(voc, "FULL_CHECK_LIMIT", 0)
+    monkeypatch.setattr(records, "FULL_CHECK_LIMIT", 0)
     folder.image("d.png")
     folder.xml("d", obj())
     for name in ("a.jpg", "d.png"):
@@ -431,7 +431,7 @@ def remove(folder: Folder, part: str) -> None:
         (lambda f: f.list("train", "a", "b", "a", "b", "c"), {}, ["train.txt", "'a' more than once", "2 such", "Fix: each"]),
         (lambda f: f.list("train", "a", "a.jpg"), {}, ["'a' more than once"]),  # in two spellings
         (lambda f: f.list("train").write_bytes(b"\xff\xfe\x00a"), {}, ["train.txt", "not text", "Fix"]),
-        (lambda f: None, {"classes": ["elk"], "other_classes": "ignore"}, ["train.txt", "none of its 3", "['elk']", "Fix"]),
+        (lambda f: None, {"classes": ["elk"], "other_classes": "ignore"}, ["train.txt", "none of its 3", "data.classes", "Fix"]),
         (lambda f: f.list("train", "c"), {}, ["no object in the annotations of 'train'", "Fix: data.classes="]),
         (lambda f: f.list("train", "x", "y"), {"classes": ["cat"], "on_bad": "skip"}, ["no usable image", "data.train", "Fix"]),
         (lambda f: None, {"classes": ["cat", "cat"]}, ["data.classes=['cat', 'cat']", "each once"]),

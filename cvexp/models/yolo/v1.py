@@ -69,7 +69,12 @@ class YOLOv1(nn.Module):
         score_threshold, nms_threshold, candidates, max_detections: see `cvexp.ops.nms.detect`; the paper evaluates with a
             threshold of 0.001 and NMS at IoU 0.5.
         neck: partial of a module ``(in_channels, strides)`` between backbone and head, or None.
+
+    Attributes:
+        square: images must be.
     """
+
+    square = True
 
     def __init__(
         self,

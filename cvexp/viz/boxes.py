@@ -1,12 +1,14 @@
-"""Drawing on images: boxes with legible names, and pages of them. No Lightning here."""
+"""Boxes with legible names, pairs of truth and prediction, and pages of them."""
 
 from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -17,6 +19,13 @@ def colour(label: int) -> tuple[int, int, int]:
     """A colour per class, far from those of its neighbours (golden-ratio steps of hue)."""
     red, green, blue = colorsys.hsv_to_rgb((label * 0.61803399 + 0.02) % 1, 0.85, 0.95)
     return int(red * 255), int(green * 255), int(blue * 255)
+
+
+@cache
+def font(size: float = 15, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans as matplotlib carries it: Pillow's own font knows neither umlauts nor ×."""
+    file = Path(get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf"
+    return ImageFont.truetype(file, size)
 
 
 def draw_boxes(
@@ -44,12 +53,12 @@ def draw_boxes(
         picture = picture.resize(size, Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)
     line = max(round(max(picture.size) / 250), 2)
-    font = ImageFont.load_default(size=max(max(picture.size) / 36, 11))
+    lettering = font(max(max(picture.size) / 40, 10))
     order = range(len(boxes)) if scores is None else scores.argsort().tolist()  # the surest on top
     for i in order:
         name = classes[int(labels[i])]
         text = name if scores is None else f"{name} {float(scores[i]):.2f}"
-        _draw_box(pen, [float(v) * scale for v in boxes[i]], text, colour(int(labels[i])), line, font)
+        _draw_box(pen, [float(v) * scale for v in boxes[i]], text, colour(int(labels[i])), line, lettering)
     return picture
 
 
@@ -59,18 +68,18 @@ def _draw_box(
     text: str,
     ink: tuple[int, int, int],
     line: int,
-    font: ImageFont.FreeTypeFont,
+    lettering: ImageFont.FreeTypeFont,
 ) -> None:
     canvas_width, canvas_height = pen.im.size
     x1, y1, x2, y2 = box
     pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=ink, width=line)
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=lettering)
     text_width, text_height = right - left + 4, bottom - top + 4
     x = min(max(x1, 0), max(canvas_width - text_width, 0))
     y = y1 - text_height if y1 >= text_height else min(y1, canvas_height - text_height)
     pen.rectangle((x, y, x + text_width, y + text_height), fill=ink)
     dark = 0.299 * ink[0] + 0.587 * ink[1] + 0.114 * ink[2] < 140
-    pen.text((x + 2 - left, y + 2 - top), text, fill="white" if dark else "black", font=font)
+    pen.text((x + 2 - left, y + 2 - top), text, fill="white" if dark else "black", font=lettering)
 
 
 def truth_and_prediction(
@@ -94,7 +103,7 @@ def page(pairs: Sequence[Image.Image], title: str, columns: int = 3) -> Image.Im
     heights = [max(p.height for p in row) for row in rows]
     used = min(columns, len(pairs))
     sheet = Image.new("RGB", (used * (cell + gap) + gap, head + sum(h + gap for h in heights)), "white")
-    ImageDraw.Draw(sheet).text((gap, 10), title, fill="black", font=ImageFont.load_default(size=18))
+    ImageDraw.Draw(sheet).text((gap, 10), title, fill="black", font=font(16))
     y = head
     for row, height in zip(rows, heights, strict=True):
         for column, picture in enumerate(row):
