@@ -88,7 +88,7 @@ class Fit:
     def __call__(self, image: Tensor, target: Target, rng: random.Random) -> tuple[Tensor, Target]:
         """uint8 ``[3, H, W]`` and its objects in original pixels, to ``[3, size, size]`` and the objects in its pixels.
 
-        Unpadded, ``size`` is the longer side.
+        Unpadded, no larger than the whole image with ``size`` as its longer side.
         """
         height, width = target.original_size
         window = self.augment.window(width, height, rng) if self.augment else (0, 0, width, height)
@@ -97,7 +97,8 @@ class Fit:
         if self.resize == "warp":
             new_w = new_h = self.size
         else:
-            scale = self.size / max(crop_w, crop_h)
+            room_w, room_h = (self.size, self.size) if self.pad else self._unpadded(width, height)
+            scale = min(room_w / crop_w, room_h / crop_h)
             new_w, new_h = max(round(crop_w * scale), 1), max(round(crop_h * scale), 1)
         image = self._pixels(image, window, (new_w, new_h), flip, InterpolationMode.BILINEAR, GREY)
         masks = target.masks
@@ -112,6 +113,11 @@ class Fit:
         if self.augment:
             image = self.augment.colour(image, rng)
         return image, self._keep(target, boxes, masks, (new_h, new_w), torch.tensor([sx, sy, ox, oy]))
+
+    def _unpadded(self, width: int, height: int) -> tuple[float, float]:
+        """The sides of the whole image when the longer is ``size``: a crop of any shape is brought into these."""
+        scale = self.size / max(width, height)
+        return width * scale, height * scale
 
     def _pixels(
         self,

@@ -294,3 +294,16 @@ def test_clip_is_what_cuts_the_objects():
     _, moved = f(image, target, random.Random(0))
     raw = target.boxes * 1.28 - 30 * 1.28
     torch.testing.assert_close(moved.boxes, clip(raw, 64, 64))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_unpadded_crops_keep_to_the_room_of_the_image(seed):
+    """A crop of any shape of a 200 x 100 image is brought into 96 x 48: its batch then needs no more."""
+    image, target = sample(200, 100, [[20, 10, 60, 50]])
+    unpadded = Fit(size=96, resize="letterbox", augment=Augment(jitter=0.3, zoom=(0.5, 1.5)), pad=False)
+    pixels, moved = unpadded(image, target, random.Random(seed))
+    height, width = pixels.shape[-2:]
+    assert width <= 96
+    assert height <= 48
+    assert max(width / 96, height / 48) > 0.97  # and fills it in one direction
+    assert moved.size == (height, width)

@@ -219,7 +219,9 @@ def test_the_other_splits_of_voc_parse_to_their_counts(data_root, monkeypatch):
     root = data_root / "voc/VOCdevkit/VOC2012"
     if not root.is_dir():
         pytest.skip(f"{root} does not exist")
-    monkeypatch.setattr(records, "check_pixels", lambda _: [])  # 1,400 images: their headers are read, their pixels are not
+    monkeypatch.setattr(
+        records, "check_pixels", lambda _: []
+    )  # 1,400 images: their headers are read, their pixels are not
     data = VOCData(root=str(root))
     assert len(data.class_names) == 19  # the training list has no aeroplane
     for split, objects, difficult in (("train", 2798, 377), ("test", 1148, 173)):
