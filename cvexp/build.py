@@ -112,6 +112,8 @@ def check_parts(cfg: DictConfig) -> None:
             if isinstance(cause, UserError):
                 raise cause from None
             raise UserError(f"{name}: {type(cause).__name__}: {cause}. Fix: check the keys below '{name}'") from error
+        if getattr(part, "square", False) and cfg.data.get("pad", "square") != "square":
+            raise UserError(f"data.pad={cfg.data.pad}: {type(part).__name__} needs square images. Fix: data.pad=square")
 
 
 def check_monitor(cfg: DictConfig) -> None:

@@ -31,12 +31,23 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     from hydra.utils import instantiate
     from lightning.pytorch import seed_everything
 
-    from cvexp.build import SUPPLIED, build_callbacks, build_model, check_parts, describe, open_loggers, quiet
+    from cvexp.build import (
+        SUPPLIED,
+        build_callbacks,
+        build_model,
+        build_optimizer,
+        check_parts,
+        describe,
+        open_loggers,
+        quiet,
+    )
     from cvexp.results import write_config, write_problems, write_results
+    from cvexp.transfer import read_weights, transfer
 
     check_config(cfg, supplied=SUPPLIED, extra=cfg.allow_targets)
     quiet()
     check_parts(cfg)
+    weights = None if cfg.init_from is None else read_weights(cfg.init_from)
     write_config(cfg)
 
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -46,10 +57,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     write_problems(data.problems, cfg.paths.output)
 
     model = build_model(cfg.model, num_classes=len(data.class_names))
+    if weights is not None:
+        transfer(model, weights, data.class_names, Path(cfg.paths.output))
     task = instantiate(
         cfg.task,
         model=model,
-        optimizer=instantiate(cfg.optimizer),
+        optimizer=build_optimizer(cfg),
         scheduler=instantiate(cfg.scheduler),
         metric=instantiate(cfg.metric),
         classes=data.class_names,

@@ -52,6 +52,7 @@ class Timm(nn.Module):
             fold_batch_norm(self.body)
         for module in self._frozen():
             module.requires_grad_(False)
+        self.train()  # frozen norms keep their statistics: Lightning leaves modules in the mode that they come in
 
     def _frozen(self) -> list[nn.Module]:
         if not self.freeze:
