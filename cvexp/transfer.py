@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def init_model(model: nn.Module, weights: Weights, classes: Sequence[str]) -> Re
 
     Args:
         model: may have ``class_parameters`` (see above) and, for published files, ``translate(state)``: the file's entries
-            under the model's own names, or None for a file that it does not know.
+            under the model's own names, or None for a file that it does not know, and ``published_classes(state)``.
         weights: see `read_weights`.
         classes: of the data, in label order.
 
@@ -145,6 +145,8 @@ def init_model(model: nn.Module, weights: Weights, classes: Sequence[str]) -> Re
         report.notes.append(
             f"translated: {len(weights.state)} entries of the file became {len(state)} of {type(model).__name__}"
         )
+    if weights.classes is None and hasattr(model, "published_classes"):
+        weights = replace(weights, classes=model.published_classes(weights.state))
     by_class = _class_names(model, weights, classes, report)
     for name, value in own.items():
         if name not in state:

@@ -95,8 +95,8 @@ def test_option_is_accepted(path: Path, compose: Compose) -> None:
     if "/" in group or group == "experiment":  # slots inside a model, and files that choose for others
         check_overrides(words)
     cfg = compose(*words, return_hydra_config=True)
-    choices = {slot.partition("@")[0]: choice for slot, choice in cfg.hydra.runtime.choices.items()}
-    assert choices[group] == name
+    slot = words[-1].removeprefix("+").partition("=")[0]
+    assert cfg.hydra.runtime.choices[slot] == name
     check_config(cfg, supplied=SUPPLIED)
 
 
@@ -193,7 +193,11 @@ def chosen_by(path: Path) -> Iterator[tuple[str, str | None]]:
         if isinstance(entry, dict):
             (key, name), *_ = entry.items()
             slot = key.removeprefix("override ").strip()
-            yield (slot.removeprefix("/") if slot.startswith("/") else f"{option(path)[0]}/{slot}"), name
+            if slot.startswith("/"):
+                yield slot.removeprefix("/"), name
+            else:  # relative to the file's own group, as its package is
+                group = option(path)[0]
+                yield f"{group}/{slot.replace('@', f'@{group}.')}", name
 
 
 CHOSEN = [(path, *row) for path in OPTIONS for row in chosen_by(path)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,6 +14,8 @@ class BinaryCrossEntropy(nn.Module):
     Args:
         weight: factor of the loss.
     """
+
+    space: ClassVar[str] = "logit"
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
@@ -29,6 +33,8 @@ class CrossEntropy(nn.Module):
         weight: factor of the loss.
         smoothing: share of the label's probability that is spread over all classes (Szegedy et al., arXiv 1512.00567).
     """
+
+    space: ClassVar[str] = "classes"
 
     def __init__(self, weight: float = 1.0, smoothing: float = 0.0) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
@@ -14,6 +16,8 @@ class BinaryFocal(nn.Module):
         gamma: how fast easy ones fade.
         weight: factor of the loss.
     """
+
+    space: ClassVar[str] = "logit"
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0, weight: float = 1.0) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ class IoULoss(nn.Module):
         UserError: an unknown kind.
     """
 
-    space: ClassVar[Literal["deltas", "boxes"]] = "boxes"
+    space: ClassVar[str] = "boxes"
 
     def __init__(self, kind: Kind = "giou", weight: float = 1.0) -> None:
         super().__init__()

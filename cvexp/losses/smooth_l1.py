@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ class SmoothL1(nn.Module):
         weight: factor of the loss.
     """
 
-    space: ClassVar[Literal["deltas", "boxes"]] = "deltas"
+    space: ClassVar[str] = "deltas"
 
     def __init__(self, beta: float = 1.0, weight: float = 1.0) -> None:
         super().__init__()

@@ -36,6 +36,20 @@ from cvexp.ops.roi import roi_align, roi_pool
 from cvexp.ops.sampling import random_keys, sample
 from cvexp.types import Assignment, Detection, Match, Target, UserError
 
+SPACES = {
+    "rpn_objectness_loss": ("logit",),
+    "rpn_box_loss": ("deltas", "boxes"),
+    "roi_class_loss": ("classes",),
+    "roi_box_loss": ("deltas", "boxes"),
+}
+"""What the loss of each slot may compare (`cvexp.losses`)."""
+FITTING = {
+    "rpn_objectness_loss": "binary_cross_entropy",
+    "rpn_box_loss": "smooth_l1",
+    "roi_class_loss": "cross_entropy",
+    "roi_box_loss": "smooth_l1",
+}
+
 
 class Proposals(NamedTuple):
     """Regions of B images, padded to R.
@@ -272,6 +286,13 @@ class FasterRCNN(nn.Module):
         self.rpn_box_loss = rpn_box_loss or SmoothL1(beta=1 / 9)
         self.roi_class_loss = roi_class_loss or CrossEntropy()
         self.roi_box_loss = roi_box_loss or SmoothL1(beta=1.0)
+        for slot, spaces in SPACES.items():
+            loss = getattr(self, slot)
+            if getattr(loss, "space", None) not in spaces:
+                raise UserError(
+                    f"model.{slot}: {type(loss).__name__} compares {getattr(loss, 'space', 'nothing known')}, this slot needs"
+                    f" {' or '.join(spaces)}. Fix: model/loss@model.{slot}={FITTING[slot]}"
+                )
         self.pooling, self.pool_size, self.inside = pooling, pool_size, inside
         self.rpn_thresholds, self.rpn_batch, self.rpn_positive = rpn_thresholds, rpn_batch, rpn_positive
         self.in_training, self.in_test = (Numbers(*pair) for pair in zip(pre_nms, post_nms, strict=True))
@@ -479,3 +500,7 @@ class FasterRCNN(nn.Module):
         See `cvexp.models.torchvision_names`: torchvision's ``fasterrcnn_*_fpn`` and ``vgg16``.
         """
         return torchvision_names.faster_rcnn(state, self)
+
+    def published_classes(self, state: Mapping[str, Tensor]) -> list[str] | None:
+        """The classes of published weights that `translate` knows, in label order; None if nobody can tell."""
+        return torchvision_names.coco_classes(state, self.num_classes)

@@ -25,6 +25,16 @@ from torch import Tensor, nn
 
 UNNAMED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 """Ids of COCO's 91 categories that no object has."""
+COCO = """
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
+parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella,
+handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
+surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange,
+broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop,
+mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors,
+teddy bear, hair drier, toothbrush
+"""
+"""COCO's 80 categories in the order of their ids."""
 EPSILON = 1e-5
 
 _DETECTOR = (
@@ -64,6 +74,14 @@ def faster_rcnn(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tens
     if first is not None:
         renamed["head.body.0.weight"] = _position_by_position(first, model)
     return renamed
+
+
+def coco_classes(state: Mapping[str, Tensor], num_classes: int) -> list[str] | None:
+    """The names of the 80 rows that `faster_rcnn` takes out of 91; None for other weights or other numbers of classes."""
+    scores = state.get("roi_heads.box_predictor.cls_score.weight")
+    if scores is None or len(scores) != 91 or num_classes != 80:
+        return None
+    return [name.strip() for name in COCO.replace("\n", " ").split(",")]
 
 
 def _rename(state: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
