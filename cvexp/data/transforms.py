@@ -32,6 +32,7 @@ class Augment:
         jitter: each side of the crop moves by up to this share of the width or height, in or out (YOLO, section 2.2: 0.2).
         zoom: ``(low, high)`` factor of the crop's side before the jitter; above 1 the object gets smaller.
         flip: probability of a horizontal flip.
+        flip_vertical: probability of a vertical one, for images without an above and below (microscope, satellite).
         brightness, contrast, saturation: factors are drawn from ``1/(1+x) .. 1+x``.
         min_visible: an object of which less than this share is left in the crop is dropped.
     """
@@ -39,6 +40,7 @@ class Augment:
     jitter: float = 0.0
     zoom: tuple[float, float] = (1.0, 1.0)
     flip: float = 0.5
+    flip_vertical: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -55,6 +57,11 @@ class Augment:
         left, right = width * moves[0] - grow_x + shift_x, width * (1 + moves[1]) + grow_x + shift_x
         top, bottom = height * moves[2] - grow_y + shift_y, height * (1 + moves[3]) + grow_y + shift_y
         return round(left), round(top), max(round(right - left), 8), max(round(bottom - top), 8)
+
+    def flips(self, rng: random.Random) -> tuple[bool, bool]:
+        """Whether to flip horizontally and vertically."""
+        horizontal = rng.random() < self.flip
+        return horizontal, bool(self.flip_vertical) and rng.random() < self.flip_vertical
 
     def colour(self, image: Tensor, rng: random.Random) -> Tensor:
         """Brightness, contrast and saturation of a uint8 image ``[3, H, W]``."""
@@ -93,23 +100,26 @@ class Fit:
         height, width = target.original_size
         window = self.augment.window(width, height, rng) if self.augment else (0, 0, width, height)
         left, top, crop_w, crop_h = window
-        flip = self.augment is not None and rng.random() < self.augment.flip
+        flips = self.augment.flips(rng) if self.augment else (False, False)
         if self.resize == "warp":
             new_w = new_h = self.size
         else:
             room_w, room_h = (self.size, self.size) if self.pad else self._unpadded(width, height)
             scale = min(room_w / crop_w, room_h / crop_h)
             new_w, new_h = max(round(crop_w * scale), 1), max(round(crop_h * scale), 1)
-        image = self._pixels(image, window, (new_w, new_h), flip, InterpolationMode.BILINEAR, GREY)
+        image = self._pixels(image, window, (new_w, new_h), flips, InterpolationMode.BILINEAR, GREY)
         masks = target.masks
         if masks is not None:
-            masks = self._pixels(masks, window, (new_w, new_h), flip, InterpolationMode.NEAREST_EXACT, 0)
+            masks = self._pixels(masks, window, (new_w, new_h), flips, InterpolationMode.NEAREST_EXACT, 0)
         sx, sy = new_w / crop_w, new_h / crop_h
         ox, oy = -left * sx, -top * sy
         boxes = target.boxes * torch.tensor([sx, sy, sx, sy]) + torch.tensor([ox, oy, ox, oy])
-        if flip:  # the valid part is flipped, the padding stays in place
+        if flips[0]:  # the valid part is flipped, the padding stays in place
             boxes = torch.stack([new_w - boxes[:, 2], boxes[:, 1], new_w - boxes[:, 0], boxes[:, 3]], dim=1)
             sx, ox = -sx, new_w - ox
+        if flips[1]:
+            boxes = torch.stack([boxes[:, 0], new_h - boxes[:, 3], boxes[:, 2], new_h - boxes[:, 1]], dim=1)
+            sy, oy = -sy, new_h - oy
         if self.augment:
             image = self.augment.colour(image, rng)
         return image, self._keep(target, boxes, masks, (new_h, new_w), torch.tensor([sx, sy, ox, oy]))
@@ -124,7 +134,7 @@ class Fit:
         image: Tensor,
         window: tuple[int, int, int, int],
         new: tuple[int, int],
-        flip: bool,
+        flips: tuple[bool, bool],
         mode: InterpolationMode,
         fill: int,
     ) -> Tensor:
@@ -137,8 +147,9 @@ class Fit:
         new_w, new_h = new
         if image.shape[-2:] != (new_h, new_w):
             image = F.resize(image, [new_h, new_w], interpolation=mode, antialias=True)
-        if flip:
-            image = image.flip(-1)
+        axes = [axis for axis, flip in zip((-1, -2), flips, strict=True) if flip]
+        if axes:
+            image = image.flip(axes)
         return on_ground(image, 0, 0, self.size, self.size, fill) if self.pad else image
 
     def _keep(

@@ -45,7 +45,7 @@ SPACES = {
 """What the loss of each slot may compare (`cvexp.losses`)."""
 FITTING = {
     "rpn_objectness_loss": "binary_cross_entropy",
-    "rpn_box_loss": "smooth_l1",
+    "rpn_box_loss": "smooth_l1_sigma3",
     "roi_class_loss": "cross_entropy",
     "roi_box_loss": "smooth_l1",
 }

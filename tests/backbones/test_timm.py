@@ -60,6 +60,14 @@ def test_frozen_stages_get_no_gradient_and_stay_in_evaluation() -> None:
     assert torch.equal(backbone.body.bn1.running_mean, statistics)
 
 
+def test_frozen_norms_are_in_evaluation_from_the_start() -> None:
+    """A trainer leaves modules in the mode that they come in: nobody need call ``train()``."""
+    backbone = Timm("resnet18", out_indices=(4,), freeze=1)
+    assert not backbone.body.bn1.training
+    assert not backbone.body.layer1[0].bn1.training
+    assert backbone.body.layer2[0].bn1.training
+
+
 def test_published_weights_load(data_root) -> None:
     path = data_root / "weights/tf_efficientnet_lite0_imagenet1k_fp16.pth"
     if not path.exists():

@@ -124,7 +124,7 @@ def test_a_window_that_misses_the_image_is_all_grey():
 
 # -- boxes and masks go where the pixels go ----------------------------------------------------------------------------
 
-STRONG = {"jitter": 0.25, "zoom": (0.6, 1.6), "flip": 0.5, "min_visible": 0.0}
+STRONG = {"jitter": 0.25, "zoom": (0.6, 1.6), "flip": 0.5, "flip_vertical": 0.5, "min_visible": 0.0}
 
 
 @pytest.mark.parametrize("resize", ["letterbox", "warp"])
@@ -307,3 +307,14 @@ def test_unpadded_crops_keep_to_the_room_of_the_image(seed):
     assert height <= 48
     assert max(width / 96, height / 48) > 0.97  # and fills it in one direction
     assert moved.size == (height, width)
+
+
+def test_a_vertical_flip_worked_out():
+    """60 x 30 into 60: rows 2 to 12 from above are rows 18 to 28 of the 30; the padding below stays."""
+    image, target = sample(60, 30, [[5, 2, 25, 12]], masks=True)
+    out, moved = fit(60, jitter=0.0, flip=0.0, flip_vertical=1.0)(image, target, random.Random(0))
+    assert moved.boxes[0].tolist() == [5, 18, 25, 28]
+    assert white(out) == [5, 18, 25, 28]
+    assert moved.masks[0].nonzero().amin(0).tolist() == [18, 5]
+    assert moved.to_original.tolist() == [1, -1, 0, 30]
+    assert to_original(moved.boxes, moved.to_original)[0].tolist() == [5, 2, 25, 12]
