@@ -48,7 +48,19 @@ ARROWS: dict[str, set[str]] = {
 # Commands and what they are made of see everything, also the configuration. A new command is added here.
 COMMANDS = {"train", "evaluate", "predict", "build", "results", "inference", "transfer", "config"}
 # The network does not know the trainer; pictures are drawn without one.
-WITHOUT_LIGHTNING = {"errors", "types", "ops", "losses", "backbones", "necks", "models", "metrics", "viz", "video", "schedules"}
+WITHOUT_LIGHTNING = {
+    "errors",
+    "types",
+    "ops",
+    "losses",
+    "backbones",
+    "necks",
+    "models",
+    "metrics",
+    "viz",
+    "video",
+    "schedules",
+}
 
 
 def modules() -> list[Path]:
@@ -169,7 +181,18 @@ def test_no_catch_all_files() -> None:
 
 def test_tests_mirror_the_package() -> None:
     """A folder of tests belongs to a folder of the package; a file at the top to a module, or to the whole."""
-    about_the_whole = {"house", "conf", "cli", "wheel", "contracts", "life", "run", "resume", "processes", "training_features"}
+    about_the_whole = {
+        "house",
+        "conf",
+        "cli",
+        "wheel",
+        "contracts",
+        "life",
+        "run",
+        "resume",
+        "processes",
+        "training_features",
+    }
     tests = REPOSITORY / "tests"
     folders = {path.parent.relative_to(tests).as_posix() for path in tests.rglob("test_*.py")} - {"."}
     assert [name for name in folders if not (PACKAGE / name).is_dir()] == []

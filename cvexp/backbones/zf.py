@@ -1,16 +1,33 @@
 """ZF: Visualizing and Understanding Convolutional Networks.
 
 M. D. Zeiler, R. Fergus, ECCV 2014, arXiv 1311.2901. The "fast" model of SPPnet, Fast and Faster R-CNN: five convolutions, local
-response normalisation over three channels, stride 16.
+response normalisation over 3 x 3 positions of a channel, stride 16.
 
 Difference from the detectors' papers: pixels are RGB in ImageNet's usual normalisation, not BGR minus means.
 """
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvexp.backbones.prepare import Prepare
+
+
+class ResponseNorm(nn.Module):
+    """``x / (1 + alpha mean(x^2)) ** beta``, the mean over the ``size x size`` positions around each, zero outside.
+
+    As in the release of Faster R-CNN (``WITHIN_CHANNEL``); PyTorch's own runs across channels.
+    """
+
+    def __init__(self, size: int = 3, alpha: float = 5e-5, beta: float = 0.75) -> None:
+        super().__init__()
+        self.size, self.alpha, self.beta = size, alpha, beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to the same."""
+        mean = F.avg_pool2d(x.square(), self.size, stride=1, padding=self.size // 2)
+        return x * (1 + self.alpha * mean).pow(-self.beta)
 
 
 class ZF(nn.Module):
@@ -26,9 +43,9 @@ class ZF(nn.Module):
         a, b, c = (max(int(channels * width), 8) for channels in (96, 256, 384))
         self.features = nn.Sequential(
             nn.Conv2d(3, a, 7, stride=2, padding=3), nn.ReLU(inplace=True),
-            nn.LocalResponseNorm(3, alpha=5e-5, beta=0.75), nn.MaxPool2d(3, 2, padding=1),
+            ResponseNorm(), nn.MaxPool2d(3, 2, padding=1),
             nn.Conv2d(a, b, 5, stride=2, padding=2), nn.ReLU(inplace=True),
-            nn.LocalResponseNorm(3, alpha=5e-5, beta=0.75), nn.MaxPool2d(3, 2, padding=1),
+            ResponseNorm(), nn.MaxPool2d(3, 2, padding=1),
             nn.Conv2d(b, c, 3, padding=1), nn.ReLU(inplace=True),
             nn.Conv2d(c, c, 3, padding=1), nn.ReLU(inplace=True),
             nn.Conv2d(c, b, 3, padding=1), nn.ReLU(inplace=True),

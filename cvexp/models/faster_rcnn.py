@@ -122,7 +122,10 @@ class Anchors:
             shapes = torch.stack([size_ratio_anchors(s, self.ratios) for s in several], dim=1)  # ratio by ratio
             levels.append(shapes.flatten(0, 1))
         if len({len(level) for level in levels}) > 1:
-            raise UserError(f"model.anchors.sizes={list(sizes)}: every level needs the same number of sizes")
+            raise UserError(
+                f"model.anchors.sizes={list(sizes)}: every level needs the same number of sizes, the RPN is shared by all."
+                " Fix: as many sizes in every entry"
+            )
         return levels
 
 

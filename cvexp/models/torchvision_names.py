@@ -119,8 +119,9 @@ def _fold(state: dict[str, Tensor], own: object, epsilon: float, frozen: bool) -
     for name in [n for n in state if n.endswith(".running_var")]:
         norm = name.removesuffix(".running_var")
         if name in own:
-            if frozen:  # ours adds its epsilon
-                state[name] = (state[name] - EPSILON).clamp(min=0)
+            if frozen:  # ours adds its epsilon, so its scale grows by as much
+                variance = state[name]
+                state[f"{norm}.weight"] = state[f"{norm}.weight"] * (variance + EPSILON).sqrt() / variance.sqrt()
             continue
         convolution = re.sub(r"downsample\.1$", "downsample.0", re.sub(r"bn(\d)$", r"conv\1", norm))
         if f"{convolution}.bias" not in own or f"{convolution}.weight" not in state:

@@ -20,11 +20,11 @@ def scale_ratio_anchors(base: int, ratios: Sequence[float], scales: Sequence[flo
         scales: factors of the base's side.
 
     Returns:
-        ``[ratios * scales, 4]`` xyxy, pixels, the right and lower edge exclusive, ratio by ratio. The release lists the same
-        boxes with inclusive edges, ``x2 - 1`` and ``y2 - 1``.
+        ``[ratios * scales, 4]`` xyxy, pixels, ratio by ratio. The release lists the same boxes with pixels counted from 1 and
+        inclusive edges: ``x1 + 1, y1 + 1, x2, y2``.
 
     Example: base 16, ratio 0.5: area 512 gives width 23 (root of 512, rounded) and height 12 (11.5, rounded to even); times
-    8 about the centre (7.5, 7.5): 184 x 96, inclusive (-83, -39, 100, 56).
+    8 about the centre (7.5, 7.5): 184 x 96, (-84, -40, 100, 56), in the release's count (-83, -39, 100, 56).
     """
     centre = (base - 1) / 2
     boxes = []

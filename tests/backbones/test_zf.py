@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cvexp.backbones.zf import ZF
+from cvexp.backbones.zf import ZF, ResponseNorm
 
 
 def test_the_five_convolutions() -> None:
@@ -41,15 +41,15 @@ def test_width_scales_every_layer_but_not_below_eight() -> None:
         assert ZF(0.01).out_channels == [8]
 
 
-def test_normalisation_over_three_neighbours() -> None:
-    """x / (1 + alpha / 3 * (sum of squares over the channel and its two neighbours)) ** beta; outside there is nothing."""
-    norm = next(m for m in ZF(0.1).features if isinstance(m, nn.LocalResponseNorm))
-    values = [100.0, -200.0, 300.0, 50.0]
-    padded = [0.0, *values, 0.0]
-    expected = [padded[i] / (1 + 5e-5 / 3 * sum(v * v for v in padded[i - 1 : i + 2])) ** 0.75 for i in range(1, 5)]
-    found = norm(torch.tensor(values).view(1, 4, 1, 1)).flatten()
-    torch.testing.assert_close(found, torch.tensor(expected))
-    assert found[1] > -199  # it does something at this size
+def test_normalisation_over_neighbouring_positions() -> None:
+    """x / (1 + alpha * mean of the squares of the 3 x 3 positions around) ** beta; outside there are zeros, and they count."""
+    norm = next(m for m in ZF(0.1).features if isinstance(m, ResponseNorm))
+    values = torch.tensor([[100.0, -200.0], [300.0, 50.0]])
+    squares = (100**2 + 200**2 + 300**2 + 50**2) / 9  # each of the four positions sees all four
+    found = norm(torch.stack([values, values * 0])[None])
+    torch.testing.assert_close(found[0, 0], values / (1 + 5e-5 * squares) ** 0.75)
+    assert not found[0, 1].any()  # a channel does not see another
+    assert abs(found[0, 0, 0, 1]) < 140  # it does something at this size
 
 
 def test_bytes_in_features_out_and_gradients_everywhere() -> None:

@@ -10,7 +10,7 @@ import torchvision
 from box_oracle import loop_iou, random_boxes
 
 import cvexp.ops.nms
-from cvexp.ops.nms import class_nms, detect
+from cvexp.ops.nms import class_nms, detect, keep_mask
 
 BOXES = torch.tensor([[0.0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30], [5, 0, 15, 10]])
 SCORES = torch.tensor([0.9, 0.8, 0.7, 0.6])
@@ -144,3 +144,99 @@ def test_a_box_may_carry_two_classes_and_a_score_at_the_threshold_is_dropped():
     found = detect(boxes, scores, score_threshold=0.25, iou_threshold=0.5, candidates=9, limit=9)[0]
     assert found.labels.tolist() == [1, 0]
     assert found.scores.tolist() == [0.75, 0.5]
+
+
+# -- lists of proposals ------------------------------------------------------------------------------------------------
+
+
+def sorted_lists(groups: int, count: int) -> torch.Tensor:
+    """``[G, N, 4]``: each list by falling score, so that the order stands for the score; the second half is near the first."""
+    lists = []
+    for seed in range(groups):
+        boxes = random_boxes(count // 2, seed).float()
+        lists.append(torch.cat([boxes, boxes + random_boxes(count // 2, seed + 50, size=3.0).float()]))
+    return torch.stack(lists)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_keep_mask_equals_torchvision_list_by_list(threshold, share):
+    boxes = sorted_lists(3, 80)
+    dropped = torch.rand(3, 80, generator=torch.Generator().manual_seed(1)) < share
+    kept = keep_mask(boxes, dropped, threshold)
+    for index in range(3):
+        rest = (~dropped[index]).nonzero()[:, 0]
+        scores = torch.linspace(1, 0, 80)
+        expected = rest[torchvision.ops.nms(boxes[index, rest], scores[rest], threshold)]
+        assert kept[index].nonzero()[:, 0].tolist() == expected.tolist()
+    assert kept.any() == (share < 1)
+    if share < 1:
+        assert kept.sum() < (~dropped).sum()
+
+
+@pytest.mark.parametrize(
+    ("boxes", "dropped", "expected"),
+    [
+        ([[0, 0, 10, 10], [0, 0, 10, 11], [50, 0, 60, 10]], [False] * 3, [True, False, True]),  # the second goes
+        ([[0, 0, 10, 10], [0, 0, 10, 11], [50, 0, 60, 10]], [True, False, False], [False, True, True]),  # no deletion
+        ([[0, 0, 10, 10], [0, 0, 10, 11], [0, 0, 11, 11]], [False, True, False], [True, False, False]),
+        ([[0, 0, 10, 10], [0, 0, 10, 20]], [False, False], [True, True]),  # IoU exactly 0.5 stays
+        ([[5, 5, 5, 5], [5, 5, 5, 5]], [False, False], [True, True]),  # points overlap nothing, not even each other
+        ([[0, 0, 1333, 800], [0, 0, 1332, 800]], [True, True], [False, False]),  # nothing takes part
+        ([[-90, -90, -80, -80], [-90, -90, -80, -79]], [False, False], [True, False]),  # below zero
+    ],
+)
+def test_keep_mask_of_worked_examples(boxes, dropped, expected):
+    assert keep_mask(torch.tensor([boxes]).float(), torch.tensor([dropped]), 0.5).tolist() == [expected]
+
+
+def test_lists_never_meet():
+    boxes = torch.tensor([[0.0, 0, 10, 10]]).expand(4, 1, 4)
+    assert keep_mask(boxes, torch.zeros(4, 1, dtype=torch.bool), 0.1).tolist() == [[True]] * 4
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 300)])
+def test_keep_mask_of_dropped_boxes_alone(shape):
+    """However many boxes are put aside, none of them stays or deletes a real one."""
+    boxes = torch.tensor([0.0, 0, 16, 16]).expand(*shape, 4)
+    dropped = torch.ones(shape, dtype=torch.bool)
+    assert not keep_mask(boxes, dropped, 0.7).any()
+    dropped[:, -1] = False
+    assert keep_mask(boxes, dropped, 0.7).nonzero()[:, 1].unique().tolist() == [shape[1] - 1]
+
+
+# -- a box of its own for each class -----------------------------------------------------------------------------------
+
+
+def test_detect_with_a_box_for_each_class():
+    """Class k of box p is at ``boxes[p, k]``; NMS sees only those of its class."""
+    boxes = random_boxes(2 * 15 * 3, 7).reshape(2, 15, 3, 4).float()
+    scores = torch.rand(2, 15, 3, generator=torch.Generator().manual_seed(8))
+    options = {"score_threshold": 0.2, "iou_threshold": 0.3, "candidates": 1000, "limit": 1000}
+    found = detect(boxes, scores, **options)
+    assert sum(map(len, found)) > 20
+    for d, image_boxes, image_scores in zip(found, boxes, scores, strict=True):
+        total = 0
+        for label in range(3):
+            (alone,) = detect(image_boxes[None, :, label], image_scores[None, :, label : label + 1], **options)
+            mine = d.labels == label
+            assert torch.equal(d.boxes[mine], alone.boxes)
+            assert torch.equal(d.scores[mine], alone.scores)
+            total += len(alone)
+        assert total == len(d)
+        assert (d.scores.diff() <= 0).all()
+
+
+def test_detect_with_equal_boxes_for_all_classes_is_detect_with_one():
+    boxes, scores = random_boxes(20, 9).reshape(1, 20, 4).float(), torch.rand(1, 20, 3)
+    options = {"score_threshold": 0.1, "iou_threshold": 0.5, "candidates": 40, "limit": 10}
+    (one,), (each,) = (detect(b, scores, **options) for b in (boxes, boxes[:, :, None].expand(-1, -1, 3, -1)))
+    assert torch.equal(one.boxes, each.boxes)
+    assert torch.equal(one.labels, each.labels)
+
+
+def test_a_score_below_zero_is_never_a_detection():
+    """How a detector marks padding: even a threshold of 0 leaves it out."""
+    options = {"score_threshold": 0.0, "iou_threshold": 0.9, "candidates": 9, "limit": 9}
+    (found,) = detect(BOXES[None], torch.tensor([[[-1.0], [0.5], [-1.0], [0.25]]]), **options)
+    assert found.scores.tolist() == [0.5, 0.25]
