@@ -232,6 +232,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     # Every process computes the same mAP from all detections: there is nothing to average.
     warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
+    # Frozen parts of a backbone are, so that their norms keep their statistics.
+    warnings.filterwarnings("ignore", message="Found .* module\\(s\\) in eval mode at the start of training")
     # The best checkpoint of a run is overwritten in place.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # metrics.csv is written into the run folder, which holds config.yaml already.
