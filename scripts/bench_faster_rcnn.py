@@ -35,7 +35,7 @@ def models(size: int, frozen: bool, device: torch.device) -> tuple[nn.Module, nn
     norm = FrozenBatchNorm2d if frozen else nn.BatchNorm2d
     theirs = fasterrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=CLASSES + 1, min_size=size, max_size=size,
-        norm_layer=norm, trainable_backbone_layers=5,
+        norm_layer=norm,
     )  # fmt: skip
     register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
