@@ -223,7 +223,11 @@ def open_loggers(cfg: DictConfig) -> Iterator[list[Logger]]:
 
 def quiet() -> None:
     """Silences what is no news to a user, each for a reason; everything else is shown."""
-    logging.getLogger("lightning.pytorch").propagate = False  # Lightning prints by itself; Hydra would print it again
+    if logging.getLogger().handlers:  # Hydra's; Lightning's own would print everything again
+        for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+            logger = logging.getLogger(name)
+            logger.handlers.clear()
+            logger.propagate = True
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_CHATTER))
     # Our loaders choose their workers on purpose: `shapes` has none because its images are drawn once and kept.

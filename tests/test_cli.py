@@ -351,3 +351,11 @@ def test_pickle_is_not_run(
         assert not trap.exists()
     pickle.loads((tmp_path / "plain.ckpt").read_bytes())
     assert trap.is_dir(), "the bomb works, so the refusal above meant something"
+
+
+def test_messages_of_a_run_are_shown_once(tmp_path: Path, tiny: list[str]) -> None:
+    """Hydra and Lightning both have handlers: what a run has to say comes neither twice nor not at all."""
+    done = train(*tiny, "freeze.patterns=[backbone.*]", f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("frozen: ") == 1
+    assert "INFO" not in done.stdout + done.stderr
