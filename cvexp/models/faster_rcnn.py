@@ -304,9 +304,7 @@ class FasterRCNN(nn.Module):
         self.roi_batch, self.roi_positive, self.delta_std = roi_batch, roi_positive, tuple(delta_std)
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.candidates, self.max_detections = candidates, max_detections
-        self.register_buffer(
-            "draws", torch.zeros((), dtype=torch.int64)
-        )  # samples drawn so far; resumed with the weights
+        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))  # samples so far; resumed with the weights
         self._grids: dict[tuple, Tensor] = {}
 
     def _check(self, pooling: str, channels: Sequence[int]) -> None:
