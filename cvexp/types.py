@@ -15,7 +15,19 @@ from torch import Tensor
 
 from cvexp.errors import UserError
 
-__all__ = ["Assignment", "Batch", "Detection", "GroundTruth", "Match", "Target", "UserError"]
+__all__ = [
+    "Assignment",
+    "Batch",
+    "Detection",
+    "FaceBatch",
+    "FaceTruth",
+    "GroundTruth",
+    "Match",
+    "Pairs",
+    "Target",
+    "Triplets",
+    "UserError",
+]
 
 
 @dataclass
@@ -226,3 +238,85 @@ def _unpack(packed: dict[str, Tensor], counts: list[int], plain: list, masks: li
         )
         for i, ((image_id, size, original_size), mask) in enumerate(zip(plain, masks, strict=True))
     ]  # fmt: skip
+
+
+@dataclass
+class FaceBatch:
+    """What the loader hands to an embedding task: images of people.
+
+    Attributes:
+        images: uint8 ``[B, 3, H, W]`` RGB.
+        labels: int64 ``[B]``: in training the identity in ``0..K-1``, elsewhere the split's own numbering.
+        image_ids: int64 ``[B]``, unique in a split.
+    """
+
+    images: Tensor
+    labels: Tensor
+    image_ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """A copy with every tensor on ``device``."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)})
+
+    def pin_memory(self) -> Self:
+        """A copy in page-locked memory; a loader with ``pin_memory=True`` calls it."""
+        return replace(self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
+
+@dataclass
+class Pairs:
+    """The question of a verification protocol: do these two images show the same person?
+
+    Attributes:
+        first, second: int64 ``[N]``, image ids.
+        same: bool ``[N]``, the answer.
+        fold: int64 ``[N]`` from 0. One fold: the threshold comes from elsewhere; several: each fold's from the others.
+        name: where the list comes from, as a user knows it (``pairsDevTest.txt``).
+    """
+
+    first: Tensor
+    second: Tensor
+    same: Tensor
+    fold: Tensor
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.same)
+
+
+@dataclass
+class FaceTruth:
+    """Who is who in a split, and the pairs to be judged: what a verification metric compares with.
+
+    Attributes:
+        image_ids: int64 ``[I]``, unique.
+        labels: int64 ``[I]``, index into ``people``.
+        people: names of the identities.
+        distractor: bool ``[I]``: takes part in identification as a stranger in the gallery, and in no pair.
+        pairs: of images that are no distractors.
+    """
+
+    image_ids: Tensor
+    labels: Tensor
+    people: Sequence[str]
+    distractor: Tensor
+    pairs: Pairs
+
+
+@dataclass
+class Triplets:
+    """Anchors with a positive and a negative each, found by a miner; of fixed length, so that no device is waited for.
+
+    Attributes:
+        anchor: int64 ``[T]`` into the embeddings that were given.
+        positive, negative: int64 ``[T]`` into the references (the embeddings of all processes).
+        valid: bool ``[T]``; elsewhere the indices mean nothing.
+    """
+
+    anchor: Tensor
+    positive: Tensor
+    negative: Tensor
+    valid: Tensor

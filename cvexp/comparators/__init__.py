@@ -1,0 +1,1 @@
+"""A score of two embeddings: one formula per file (contract 8)."""
