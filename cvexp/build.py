@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -28,6 +28,8 @@ SUPPLIED = {
     "model.head": {"in_channels", "in_size", "outputs", "size", "num_classes"},
     "model.neck": {"in_channels", "strides"},
     "model.rpn": {"in_channels", "anchors"},
+    "model.comparator": {"dim"},
+    "model.miner": {"margin"},
     "task": {"model", "optimizer", "metric", "classes", "scheduler"},
     "trainer": {"callbacks", "logger"},
     "optimizer": {"params"},
@@ -90,6 +92,7 @@ def check_parts(cfg: DictConfig) -> None:
     Raises:
         UserError: a combination that a constructor refuses, with the constructor's own words.
     """
+    check_kinds(cfg)
     check_monitor(cfg)
     scaled_lr(cfg)
     if cfg.data.image_size != cfg.model.image_size:
@@ -116,6 +119,22 @@ def check_parts(cfg: DictConfig) -> None:
             raise UserError(f"data.pad={cfg.data.pad}: {type(part).__name__} needs square images. Fix: data.pad=square")
 
 
+def check_kinds(cfg: DictConfig) -> None:
+    """Model, task and data are of one kind: boxes or identities.
+
+    Raises:
+        UserError: which of them is not.
+    """
+    parts = [get_class(cfg[name]._target_) for name in ("model", "task", "data")]
+    model, task, data = (getattr(part, "kind", None) for part in parts)  # one's own need not say it
+    for part, kind in zip(parts[::2], (model, data), strict=True):
+        if None not in (kind, task) and kind != task:
+            raise UserError(
+                f"{part.__name__} is for {kind}, {parts[1].__name__} for {task}. Fix: with data=shapes, voc, coco ..."
+                " model=yolo, faster_rcnn_fpn ...; with data=faces or drawn_faces model=facenet; the task follows the model"
+            )
+
+
 def check_monitor(cfg: DictConfig) -> None:
     """Checks what can be known of ``monitor`` and ``early_stopping`` before training.
 
@@ -129,7 +148,8 @@ def check_monitor(cfg: DictConfig) -> None:
         raise UserError(
             f"monitor={name}: nothing may be chosen by the test, which comes after training. Fix: monitor=val/{name[5:]}"
         )
-    right = "min" if "loss" in name else "max" if re.search(r"/A[PR]", name) else mode
+    low, high = re.search(r"loss|/EER", name), re.search(r"/(AP|AR|AUC|TAR|CMC|rank1|(best_)?accuracy)", name)
+    right = "min" if low else "max" if high else mode
     if mode != right:
         raise UserError(
             f"monitor={name} with monitor_mode={mode} would keep the worst checkpoint. Fix: monitor_mode={right}"

@@ -32,7 +32,8 @@ def evaluate(words: list[str]) -> tuple[dict[str, Any], Path]:
     from hydra.utils import instantiate
     from omegaconf import DictConfig, OmegaConf
 
-    from cvexp.build import SUPPLIED, quiet
+    from cvexp.build import SUPPLIED, build_callbacks, quiet
+    from cvexp.callbacks.face_pictures import FacePictures
     from cvexp.callbacks.pictures import Pictures
     from cvexp.inference import read_checkpoint, rebuild_model
     from cvexp.results import write_problems, write_results
@@ -59,17 +60,20 @@ def evaluate(words: list[str]) -> tuple[dict[str, Any], Path]:
         data.classes = list(about["classes"])  # the checkpoint's, whatever the data's training list says today
     data.tested = split
     data.setup("test")
-    if data.class_names != about["classes"]:
-        raise UserError(
-            f"ckpt={own['ckpt']} was trained for {about['classes']}, the data has {data.class_names}."
-            f" Fix: data.classes={about['classes']} data.other_classes=ignore"
-        )
+    try:
+        data.check_classes(about["classes"])
+    except UserError as error:
+        raise UserError(f"ckpt={own['ckpt']}: {error}") from None
     write_problems(data.problems, config.paths.output)
     task = instantiate(
         config.task, model=model, optimizer=None, metric=instantiate(config.metric), classes=about["classes"]
     )
+    task.on_load_checkpoint(content)
+    pictures = [callback for callback in build_callbacks(config) if isinstance(callback, Pictures | FacePictures)]
+    for callback in pictures:
+        callback.folder = Path(config.paths.output)  # the configuration names the folder of the training
     trainer = instantiate(
-        config.trainer, callbacks=[Pictures(config.paths.output)], logger=False, enable_checkpointing=False,
+        config.trainer, callbacks=pictures, logger=False, enable_checkpointing=False,
         default_root_dir=config.paths.output,
     )  # fmt: skip
     tested = trainer.test(task, datamodule=data, verbose=False)[0]

@@ -1,7 +1,8 @@
-"""A trained checkpoint as a thing that predicts: ``load(ckpt).predict(image)``."""
+"""A trained checkpoint as a thing that predicts: ``load(ckpt).predict(image)``, for faces ``load(ckpt).compare(a, b)``."""
 
 from __future__ import annotations
 
+import math
 import pickle
 import random
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cvexp.build import SUPPLIED, build_model
+from cvexp.comparators.comparator import Comparator
 from cvexp.config import check_config
 from cvexp.data.module import collate
 from cvexp.data.records import decode
@@ -61,8 +63,9 @@ def rebuild_model(content: Mapping[str, Any], config: DictConfig, path: str | Pa
         UserError: the weights do not fit the configuration.
     """
     node = OmegaConf.create(OmegaConf.to_container(config.model))
-    if OmegaConf.select(node, "backbone.weights") is not None:
-        node.backbone.weights = None  # the checkpoint has them; the file need not be there
+    for key in ("weights", "backbone.weights"):
+        if OmegaConf.select(node, key) is not None:
+            OmegaConf.update(node, key, None)  # the checkpoint has them; the file need not be there
     model = build_model(node, num_classes=len(content["cvexp"]["classes"]))
     state = {
         name.removeprefix("model."): value for name, value in content["state_dict"].items() if name.startswith("model.")
@@ -121,13 +124,111 @@ class Predictor:
         return answers
 
 
-def load(ckpt: str | Path, device: str | None = None, allow_targets: Sequence[str] = ()) -> Predictor:
+@dataclass(frozen=True)
+class Comparison:
+    """What a face model says of two pictures.
+
+    Attributes:
+        value: of the measure.
+        threshold: of the same measure; None where nobody has chosen one.
+        same: whether the two are taken for one person; None without a threshold.
+        measure: ``squared distance``, ``cosine`` ...
+        chosen: where the threshold comes from; empty without one.
+    """
+
+    value: float
+    threshold: float | None
+    same: bool | None
+    measure: str
+    chosen: str
+
+
+@dataclass
+class Embedder:
+    """A trained face model that turns pictures of faces into embeddings and compares them.
+
+    It does not find faces: a picture must be cut as those of the training were.
+
+    Attributes:
+        model: in evaluation mode; ``model.comparator`` scores two embeddings.
+        people: names of the identities that it was trained on.
+        fit: how a picture is brought to the model's size.
+        config: the checkpoint's whole configuration.
+        threshold: of the measure, as the last validation of the training chose it; None without one.
+        chosen: a sentence that says how.
+    """
+
+    model: nn.Module
+    people: list[str]
+    fit: Fit
+    config: DictConfig
+    device: torch.device
+    threshold: float | None = None
+    chosen: str = ""
+
+    @property
+    def comparator(self) -> Comparator:
+        """The model's own."""
+        return self.model.comparator  # type: ignore[return-value]
+
+    @torch.inference_mode()
+    def embed(self, images: Picture | Sequence[Picture], batch_size: int = 32) -> Tensor:
+        """Embeddings float32 ``[N, D]`` on the CPU, of one picture (N is 1) or of several; read ``batch_size`` at a time.
+
+        Args:
+            images: paths, PIL images, arrays uint8 ``[H, W, 3]`` RGB or tensors uint8 ``[3, H, W]`` RGB, of any sizes.
+
+        Raises:
+            UserError: not a picture of a known kind, an unreadable file, or embeddings that are not finite.
+        """
+        several: Sequence[Any] = [images] if isinstance(images, Picture) else images
+        embed = getattr(self.model, "embed", self.model)
+        parts = [torch.zeros(0, self.comparator.dim)]
+        for start in range(0, len(several), batch_size):
+            pictures = [as_tensor(image) for image in several[start : start + batch_size]]
+            fitted = [self.fit(image, _no_objects(image), random.Random(0))[0] for image in pictures]
+            parts.append(embed(torch.stack(fitted).to(self.device)).float().cpu())
+        embeddings = torch.cat(parts)
+        if not embeddings.isfinite().all():
+            raise UserError("the network puts out NaN or infinity. Fix: take an earlier checkpoint")
+        return embeddings
+
+    @torch.inference_mode()
+    def scores(self, first: Tensor, second: Tensor) -> Tensor:
+        """Every embedding of ``first`` ``[N, D]`` with every one of ``second`` ``[M, D]``: ``[N, M]``, larger is more alike."""
+        return self.comparator.matrix(first.to(self.device), second.to(self.device)).cpu()
+
+    def compare(self, first: Picture, second: Picture, threshold: float | None = None) -> Comparison:
+        """Whether two pictures show one person.
+
+        Args:
+            first, second: see `embed`.
+            threshold: of the measure; None takes the checkpoint's.
+
+        Raises:
+            UserError: see `embed`.
+        """
+        a, b = self.embed([first, second])
+        return self.judge(float(self.scores(a[None], b[None])), threshold)
+
+    def judge(self, score: float, threshold: float | None = None) -> Comparison:
+        """What a score means; ``threshold`` as in `compare`."""
+        limit, chosen = (self.threshold, self.chosen) if threshold is None else (threshold, "as given")
+        value, falling = self.comparator.shown(score), self.comparator.falling
+        same = None if limit is None else (value < limit if falling else value > limit)
+        return Comparison(value, limit, same, self.comparator.measure, chosen)
+
+
+def load(ckpt: str | Path, device: str | None = None, allow_targets: Sequence[str] = ()) -> Predictor | Embedder:
     """Rebuilds a trained model from its checkpoint alone.
 
     Args:
         ckpt: written by ``cvexp.train``.
         device: None takes a GPU when there is one.
         allow_targets: your own packages that the configuration may name.
+
+    Returns:
+        An `Embedder` for a model that compares faces (it has a ``comparator``), else a `Predictor`.
 
     Raises:
         UserError: see `read_checkpoint`; also a configuration that names something outside the allow-list.
@@ -137,15 +238,18 @@ def load(ckpt: str | Path, device: str | None = None, allow_targets: Sequence[st
     assert isinstance(config, DictConfig)
     check_config(config, origin=lambda _: f"in {ckpt}", supplied=SUPPLIED, extra=allow_targets)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Predictor(
-        model=rebuild_model(content, config, ckpt).to(chosen),
-        classes=list(content["cvexp"]["classes"]),
-        fit=Fit(
-            size=config.data.image_size, resize=config.data.resize, pad=config.data.get("pad", "square") == "square"
-        ),
-        config=config,
-        device=chosen,
-    )
+    model = rebuild_model(content, config, ckpt).to(chosen)
+    classes = list(content["cvexp"]["classes"])
+    square = config.data.get("pad", "square") == "square"
+    fit = Fit(size=config.data.image_size, resize=config.data.resize, pad=square)
+    if not hasattr(model, "comparator"):
+        return Predictor(model=model, classes=classes, fit=fit, config=config, device=chosen)
+    embedder = Embedder(model=model, people=classes, fit=fit, config=config, device=chosen)
+    kept = content["cvexp"].get("verification") or {}
+    score = kept.get("threshold")
+    if isinstance(score, float) and not math.isnan(score):
+        embedder.threshold, embedder.chosen = embedder.comparator.shown(score), str(kept.get("chosen", ""))
+    return embedder
 
 
 def as_tensor(image: Picture) -> Tensor:

@@ -1,7 +1,7 @@
 """Find objects in pictures and videos: ``python -m cvexp.predict ckpt=... source=<image, folder, video, camera or stream>``.
 
 Writes every picture with its boxes under its own name (a video as one MP4), ``detections.json`` (COCO results with the list of
-images and classes) and ``detections.csv``.
+images and classes) and ``detections.csv``. A face model compares faces instead: see `cvexp.predict_faces`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ if TYPE_CHECKING:
     from cvexp.types import Detection
     from cvexp.video import Frame, Frames
 
-USAGE = """usage: python -m cvexp.predict ckpt=<checkpoint> source=<see below>
-           [threshold=0.3] [output=predictions] [device=cpu] [batch_size=8]
-           [every=1] [limit=<frames, or seconds as 10s>] [allow_targets=<your package>]
+USAGE = """usage: python -m cvexp.predict ckpt=<detector> source=<see below> [threshold=0.3]
+           [every=1] [limit=<frames, or seconds as 10s>]
+       python -m cvexp.predict ckpt=<face model> source=<face> against=<another face> [threshold=<number>]
+       python -m cvexp.predict ckpt=<face model> source=<face or folder> gallery=<folder> [top=5] [threshold=<number>]
+       all: [output=predictions] [device=cpu] [batch_size=8] [allow_targets=<your package>]
+
+With a detector
 
 source=photo.jpg           an image
 source=photos/             a folder with all below it; also 'photos/*.png', or list.txt with an image on each line
@@ -40,12 +44,23 @@ Detections from threshold on are drawn; all above 0.01 are written to the files,
 Videos, cameras and streams need pip install 'cvexp[video]'. They become videos/<name>.mp4 with the source's size and speed;
 the tables hold each frame's number and time in seconds. every=5 takes each fifth frame. Ctrl-C ends in good order: what was
 done until then is kept. A phone's video is turned upright. Where the frame rate varies, the drawn video plays at its mean.
-Frames of a camera or endless stream that arrive while the model is busy are skipped, so that it stays at the present."""
+Frames of a camera or endless stream that arrive while the model is busy are skipped, so that it stays at the present.
+
+With a face model
+
+against=b.jpg              is it the same person? The answer, pair.png, matches.json and matches.csv
+gallery=people/            who is it? people/NAME/*.jpg, a folder for each person, or plain pictures; for each source the top
+                           nearest people: matches.json, matches.csv and matches/<name>.png
+
+The model does not find faces: give tight crops like those it was trained on. The threshold is in units of its measure (squared
+distance, cosine ...); without one the checkpoint's is taken, which its validation chose."""
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 FILE_THRESHOLD = 0.01
-DEFAULTS = {"threshold": "0.3", "output": "predictions", "device": "", "batch_size": "8"}
-DEFAULTS |= {"every": "1", "limit": "", "allow_targets": ""}
+COMMON = {"output": "predictions", "device": "", "batch_size": "8", "allow_targets": ""}
+DETECTOR = {"threshold": "0.3", "every": "1", "limit": ""}
+FACES = {"threshold": "", "against": "", "gallery": "", "top": "5"}
+DEFAULTS = COMMON | FACES | DETECTOR
 
 
 def predict(words: Sequence[str]) -> dict[str, Any]:
@@ -53,15 +68,34 @@ def predict(words: Sequence[str]) -> dict[str, Any]:
 
     Returns:
         ``images`` (or frames), ``detections, drawn`` (counts), ``output`` (folder), ``pictures`` (the folder or video with the
-        drawings) and ``notes`` (lines about a video).
+        drawings) and ``notes`` (lines about a video). For faces: see `cvexp.predict_faces.predict_faces`.
 
     Raises:
-        UserError: a word, the checkpoint or the source cannot be used.
+        UserError: a word, the checkpoint or the source cannot be used, or an option is for another kind of checkpoint.
     """
     from cvexp.video import kind_of
 
-    options = _options(words)
-    return _predict_images(options) if kind_of(options["source"]) is None else _predict_video(options)
+    typed = _options(words)
+    kind = kind_of(typed["source"])
+    own = [name for name in FACES if name in typed and name not in DETECTOR]
+    if not own:
+        return (_predict_images if kind is None else _predict_video)(COMMON | DETECTOR | typed)
+    _check_faces(typed, own[0], kind)
+    from cvexp.predict_faces import predict_faces
+
+    return predict_faces(COMMON | FACES | typed)
+
+
+def _check_faces(typed: dict[str, str], own: str, kind: str | None) -> None:
+    """Whether everything typed goes with ``own``, an option that only a face model has."""
+    if kind is not None:
+        raise UserError(
+            f"{own}={typed[own]}: faces are compared in pictures, and the source is a {kind}."
+            " Fix: cut the faces out of its frames and give source=<picture or folder>"
+        )
+    for name in DETECTOR:
+        if name in typed and name not in FACES:
+            raise UserError(f"{name}={typed[name]}: is for videos; {own}= compares pictures. Fix: leave it out")
 
 
 def _predict_images(options: dict[str, str]) -> dict[str, Any]:
@@ -69,8 +103,8 @@ def _predict_images(options: dict[str, str]) -> dict[str, Any]:
         if options[name] != DEFAULTS[name]:
             raise UserError(f"{name}={options[name]}: is for videos, cameras and streams. Fix: leave it out")
     files, base = find_images(options["source"])
-    threshold, size = _number(options, "threshold"), int(_number(options, "batch_size"))
-    predictor = _load(options)
+    threshold, size = number(options, "threshold"), int(number(options, "batch_size"))
+    predictor = _load_detector(options, "pictures")
     output = Path(options["output"]).expanduser()
     drawn = 0
     with Tables(output, predictor.classes, ()) as tables:
@@ -86,15 +120,15 @@ def _predict_images(options: dict[str, str]) -> dict[str, Any]:
 def _predict_video(options: dict[str, str]) -> dict[str, Any]:
     from cvexp.video import Frames, Limit, kind_of, name_of, stopping
 
-    threshold, size = _number(options, "threshold"), int(_number(options, "batch_size"))
-    every, limit = int(_number(options, "every")), Limit.parse(options["limit"])
+    threshold, size = number(options, "threshold"), int(number(options, "batch_size"))
+    every, limit = int(number(options, "every")), Limit.parse(options["limit"])
     output = Path(options["output"]).expanduser()
     name = name_of(options["source"])
     target = output / "videos" / f"{Path(name).stem if kind_of(options['source']) == 'video' else name}.mp4"
     if target.resolve() == Path(options["source"]).expanduser().resolve():
         raise UserError(f"output={options['output']}: would write over {target}. Fix: output=<another folder>")
     with stopping() as asked, Frames(options["source"], every, limit, asked.is_set) as frames:
-        predictor = _load(options)
+        predictor = _load_detector(options, "videos")
         with Tables(output, predictor.classes, ("frame", "seconds")) as tables:
             drawn = _draw_video(predictor, frames, size, threshold, target, tables, name)
     notes = frames.notes + ([f"stopped after {tables.count:,} frames, all of them written"] if asked.is_set() else [])
@@ -131,18 +165,33 @@ def _draw_video(
 
 def _done(tables: Tables, drawn: int, output: Path, pictures: Path, notes: list[str]) -> dict[str, Any]:
     counts = {"images": tables.count, "detections": tables.detections, "drawn": drawn}
-    return counts | {"output": output, "pictures": pictures, "notes": notes}
+    what = "image" if pictures.suffix != ".mp4" else "frame"
+    said = f"{tables.count} {what}(s), {drawn} object(s) drawn, {tables.detections} written"
+    files = [pictures, output / "detections.json", output / "detections.csv"]
+    return counts | {"output": output, "pictures": pictures, "notes": notes, "said": [said], "files": files}
 
 
-def _load(options: dict[str, str]) -> Any:
+def load_checkpoint(options: dict[str, str]) -> Any:
+    """What ``ckpt=`` holds, on the device of ``device=``."""
     from cvexp.inference import load
 
     packages = options["allow_targets"].strip("[]").split(",")
     return load(options["ckpt"], device=options["device"] or None, allow_targets=packages)
 
 
+def _load_detector(options: dict[str, str], where: str) -> Any:
+    predictor = load_checkpoint(options)
+    if not hasattr(predictor, "predict_batch"):
+        raise UserError(
+            f"ckpt={options['ckpt']}: a face model; it compares pictures of faces and finds no objects in {where}."
+            " Fix: source=<a face> with against=<another> or gallery=<folder of people>"
+        )
+    return predictor
+
+
 def _options(words: Sequence[str]) -> dict[str, str]:
-    options = dict(DEFAULTS)
+    """What was typed, by name."""
+    options: dict[str, str] = {}
     for word in words:
         name, sign, value = word.partition("=")
         if not sign:
@@ -162,10 +211,16 @@ NUMBERS = {
     "threshold": (0.0, 1.0, "a number from 0 to 1"),
     "batch_size": (1.0, 4096.0, "a whole number from 1"),
     "every": (1.0, 1e6, "a whole number from 1"),
+    "top": (1.0, 1000.0, "a whole number from 1"),
 }
 
 
-def _number(options: dict[str, str], name: str) -> float:
+def number(options: dict[str, str], name: str) -> float:
+    """An option as a number.
+
+    Raises:
+        UserError: none, or out of its range.
+    """
     low, high, expected = NUMBERS[name]
     try:
         value = float(options[name])
@@ -176,22 +231,25 @@ def _number(options: dict[str, str], name: str) -> float:
     return value
 
 
-def find_images(source: str) -> tuple[list[Path], Path]:
+def find_images(source: str, option: str = "source") -> tuple[list[Path], Path]:
     """The pictures that ``source`` names, sorted, and the folder that their names are relative to.
+
+    Args:
+        option: what it was typed as, for messages.
 
     Raises:
         UserError: nothing there, or no picture among it.
     """
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() == ".txt":
-        return _listed(path)
+        return _listed(path, option)
     if path.is_file():
         return [path], path.parent
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
         if not files:
             raise UserError(
-                f"source={source}: no picture in this folder. Fix: it should hold {', '.join(sorted(ENDINGS))} files"
+                f"{option}={source}: no picture in this folder. Fix: it should hold {', '.join(sorted(ENDINGS))} files"
             )
         return files, path
     parts = path.parts
@@ -200,12 +258,12 @@ def find_images(source: str) -> tuple[list[Path], Path]:
     files = sorted(p for p in base.glob("/".join(parts[wild:])) if p.is_file() and p.suffix.lower() in ENDINGS)
     if not files:
         raise UserError(
-            f"source={source}: no such image or folder, and no picture fits it as a pattern. Fix: check the path"
+            f"{option}={source}: no such image or folder, and no picture fits it as a pattern. Fix: check the path"
         )
     return files, base
 
 
-def _listed(path: Path) -> tuple[list[Path], Path]:
+def _listed(path: Path, option: str) -> tuple[list[Path], Path]:
     """The pictures of a list: one path a line, relative to the list's folder; empty lines and those with # are left out.
 
     Raises:
@@ -214,12 +272,12 @@ def _listed(path: Path) -> tuple[list[Path], Path]:
     try:
         rows = [row.strip() for row in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError:
-        raise UserError(f"source={path}: not a text in UTF-8. Fix: one path on each line") from None
+        raise UserError(f"{option}={path}: not a text in UTF-8. Fix: one path on each line") from None
     files = [path.parent / row for row in rows if row and not row.startswith("#")]
     missing = [file for file in files if not file.is_file()]
     if missing or not files:
         what = f"{missing[0]}: no such file ({len(missing)} of {len(files)})" if missing else "no picture in this list"
-        raise UserError(f"source={path}: {what}. Fix: one path on each line, relative to the list's folder")
+        raise UserError(f"{option}={path}: {what}. Fix: one path on each line, relative to the list's folder")
     files = [Path(name) for name in dict.fromkeys(os.path.abspath(file) for file in files)]  # noqa: PTH100 (keeps links)
     return files, Path(os.path.commonpath([file.parent for file in files]))
 
@@ -369,11 +427,9 @@ def main() -> None:
         print(USAGE)
         return
     done = predict(words)
-    what = "image" if done["pictures"].suffix != ".mp4" else "frame"
-    for note in done["notes"]:
-        print(note)
-    print(f"{done['images']} {what}(s), {done['drawn']} object(s) drawn, {done['detections']} written")
-    for path in (done["pictures"], done["output"] / "detections.json", done["output"] / "detections.csv"):
+    for line in (*done["notes"], *done["said"]):
+        print(line)
+    for path in done["files"]:
         print(f"  {path}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
@@ -28,6 +29,22 @@ def end_to_end(
     best = kept_checkpoint(trainer)
     tested = trainer.test(task, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
     return results | {name: float(value) for name, value in tested[0].items()}
+
+
+def test_only(
+    make_trainer: Callable[[], Trainer], task: LightningModule, data: LightningDataModule
+) -> dict[str, float]:
+    """Validate and test the model as it is, for weights that come from elsewhere, and keep it as the run's checkpoint.
+
+    Returns:
+        Flat results: everything logged by validation and test.
+    """
+    trainer = make_trainer()
+    validated = trainer.validate(task, datamodule=data, verbose=False)[0]  # a threshold may be chosen here
+    if getattr(trainer.checkpoint_callback, "dirpath", None) and not trainer.fast_dev_run:
+        trainer.save_checkpoint(Path(trainer.checkpoint_callback.dirpath) / "best.ckpt")
+    tested = trainer.test(task, datamodule=data, verbose=False)[0]
+    return {name: float(value) for name, value in (validated | tested).items()}
 
 
 def kept_checkpoint(trainer: Trainer) -> str | None:

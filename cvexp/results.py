@@ -37,7 +37,7 @@ def write_problems(problems: dict[str, list[Problem]], folder: str) -> None:
         path = Path(folder) / "data_problems.txt"
         write_text(path, "\n".join(lines) + "\n")
         Console(stderr=True).print(
-            f"skipped {len(lines)} bad object(s) or image(s) in the data, listed in {path}", soft_wrap=True
+            f"{len(lines)} problem(s) in the data (what was unusable is left out), listed in {path}", soft_wrap=True
         )
 
 
@@ -60,12 +60,28 @@ def write_results(results: dict[str, float], model: nn.Module, data: Any, cfg: D
 
 
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+SHOWN_PREFIXES = (
+    "AP50/",
+    "accuracy",
+    "best_accuracy",
+    "AUC",
+    "EER",
+    "threshold",
+    "TAR@",
+    "rank1",
+    "CMC@",
+    "all_pairs/",
+)
 PLACES = {
     "results": "result.json",
     "curves over time": "metrics.csv",
     "configuration": "config.yaml",
     "precision-recall": "pr_curves.png",
     "pictures": "predictions.png",
+    "ROC": "roc.png",
+    "embeddings": "embedding_map.png",
+    "worst pairs": "pairs.png",
+    "alarms": "alarms.txt",
     "best checkpoint": "checkpoints/best.ckpt",
     "profile": "fit-profile.txt",
 }
@@ -81,8 +97,10 @@ def show(results: dict[str, Any], folder: Path) -> None:
         for name in (f"{split}/{short}" for short in SHOWN):
             if results.get(name, float("nan")) == results.get(name):
                 table.add_row(name, _number(results[name]))
-        for name in sorted(n for n in results if n.startswith(f"{split}/AP50/")):
-            table.add_row(name, _number(results[name]))
+        wanted = tuple(f"{split}/{prefix}" for prefix in SHOWN_PREFIXES)
+        for name in (n for n in sorted(results) if n.startswith(wanted) and not n.endswith(("_low", "_high", "_se"))):
+            if "@" not in name or results[name] == results[name]:  # a rate that cannot be had is told by a note
+                table.add_row(name, _number(results[name]) + _spread(name, results))
     for name, form in (
         ("val/best", ".4f"),
         ("train/seconds", ".1f"),
@@ -93,17 +111,28 @@ def show(results: dict[str, Any], folder: Path) -> None:
             table.add_row(name, format(results[name], form))
     console = Console()
     console.print(table)
+    _where(console, results, folder)
+
+
+def _where(console: Console, results: dict[str, Any], folder: Path) -> None:
+    """Where to look, and what to do next."""
     for label, name in PLACES.items():
         if (folder / name).exists():
             console.print(f"{label:>18}: {folder / name}", soft_wrap=True, highlight=False)
     best = folder / PLACES["best checkpoint"]
     if best.exists():
-        console.print(
-            f"\nNext: python -m cvexp.predict ckpt={best} source=<image, folder, video or camera>",
-            soft_wrap=True,
-            highlight=False,
-        )
+        faces = any(name.endswith("/AUC") for name in results)
+        source = "<face> against=<another face>" if faces else "<image, folder, video or camera>"
+        console.print(f"\nNext: python -m cvexp.predict ckpt={best} source={source}", soft_wrap=True, highlight=False)
+
+
+def _spread(name: str, results: dict[str, Any]) -> str:
+    """`` (0.84 to 0.88)`` or `` +- 0.005``, where there is such a thing."""
+    if f"{name}_se" in results:
+        return f" +- {results[f'{name}_se']:.4f}"
+    low, high = results.get(f"{name}_low"), results.get(f"{name}_high")
+    return "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
 
 
 def _number(value: float) -> str:
-    return "no objects" if value != value else f"{value:.4f}"
+    return "none" if value != value else f"{value:.4f}"

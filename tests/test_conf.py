@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra.utils import get_class
+from kinds import models_of
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
@@ -53,10 +55,20 @@ def words_for(group: str, name: str) -> list[str]:
     """The words that choose an option, with a model that has a slot for it."""
     for model in [None, *models()]:
         chosen = [f"model={model}"] if model else []
-        found = [slot for slot in slots(*chosen) if slot.partition("@")[0] == group]
+        found = [slot for slot in slots(*chosen) if slot.partition("@")[0] == group and fits(slot, name)]
         if found:
             return [*chosen, f"{found[0]}={name}"]
     return [f"+{group}={name}"]  # a group that other files use, not one of the defaults list
+
+
+def fits(slot: str, name: str) -> bool:
+    """A loss of distances has a slot of its own kind, the losses of boxes and classes are mounted by name."""
+    if not slot.startswith("model/loss"):
+        return True
+    content = read(CONF / "model" / "loss" / f"{name}.yaml")
+    while "_target_" not in content:  # it begins with another one
+        content = read(CONF / "model" / "loss" / f"{content['defaults'][0]}.yaml")
+    return (get_class(content["_target_"]).space == "distance") == ("@" not in slot)
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -210,7 +222,10 @@ def test_command_line_wins_over_a_chosen_option(path: Path, slot: str, name: str
     group, _, package = slot.partition("@")
     slot = group if package == f"_global_.{group}" else slot
     assert slots(*own)[slot] == name
-    for other in sorted({p.stem for p in files(group) if option(p)[0] == group} - {name})[:1]:
+    others = {p.stem for p in files(group) if option(p)[0] == group} - {name}
+    if group == "model":  # one of the same kind: an experiment's parts are for that
+        others &= next(set(known) for known in map(models_of, ("detection", "embedding")) if name in known)
+    for other in sorted(others)[:1]:
         assert slots(*own, f"{slot}={other}")[slot] == other
 
 

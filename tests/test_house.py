@@ -30,8 +30,9 @@ ARROWS: dict[str, set[str]] = {
     "losses": {"types", "ops"},
     "backbones": {"types", "ops"},
     "necks": {"types", "ops"},
+    "comparators": {"types", "ops"},
     # one paper
-    "models": {"types", "ops", "losses", "backbones", "necks"},
+    "models": {"types", "ops", "losses", "backbones", "necks", "comparators"},
     # one kind of task: it serves every network of its kind and knows none by name
     "tasks": {"types", "ops", "losses", "metrics", "schedules"},
     "recipes": {"types", "ops", "losses", "backbones", "necks", "models", "tasks", "metrics"},
@@ -46,7 +47,7 @@ ARROWS: dict[str, set[str]] = {
     "config": {"types"},
 }
 # Commands and what they are made of see everything, also the configuration. A new command is added here.
-COMMANDS = {"train", "evaluate", "predict", "build", "results", "inference", "transfer", "config"}
+COMMANDS = {"train", "evaluate", "predict", "predict_faces", "build", "results", "inference", "transfer", "config"}
 # The network does not know the trainer; pictures are drawn without one.
 WITHOUT_LIGHTNING = {
     "errors",
@@ -55,6 +56,7 @@ WITHOUT_LIGHTNING = {
     "losses",
     "backbones",
     "necks",
+    "comparators",
     "models",
     "metrics",
     "viz",

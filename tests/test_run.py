@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kinds import models_of
 
 from cvexp import load
 from cvexp.config import conf_dir
@@ -266,7 +267,7 @@ OWN = {"faster_rcnn_zf": ["optimizer.lr=2e-3"]}  # stride 16: at 1e-3 300 steps 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", sorted(p.stem for p in (conf_dir() / "model").glob("*.yaml")))
+@pytest.mark.parametrize("model", models_of("detection"))
 def test_eight_images_are_learnt_by_heart(tmp_path: Path, model: str, tiny: list[str]) -> None:
     others = ("model=", "trainer.max_epochs=", "data.batch_size=")  # what debug=overfit and the case choose
     words = [*(o for o in tiny if not o.startswith(others)), f"model={model}", "debug=overfit", *OWN.get(model, [])]

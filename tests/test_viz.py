@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageChops
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from cvexp.errors import UserError
 from cvexp.types import Assignment, Match, Target
 from cvexp.viz import draw_boxes, page, save, sort_priors, target_panel
 from cvexp.viz.boxes import font
+from cvexp.viz.embedding_map import draw_embedding_map, frequent, principal_plane
 from cvexp.viz.priors import (
     IGNORED,
     MISSING,
@@ -358,3 +360,122 @@ def test_page_and_save(tmp_path: Path) -> None:
     assert sheet.size == (3 * 62 + 12, 40 + 22 + 12 + 23 + 12)
     save(sheet, tmp_path / "deep" / "a.jpg")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.jpg"]
+
+
+# --- the map of an embedding -----------------------------------------------------------------------------------------
+
+
+def cloud(people: int = 14, seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:
+    """Embeddings ``[N, 16]`` of people with 3, 4, ... images, their labels, and names."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.repeat_interleave(torch.arange(people), torch.arange(people) + 3)
+    centres = torch.randn(people, 16, generator=g)
+    return (
+        centres[labels] + 0.2 * torch.randn(len(labels), 16, generator=g),
+        labels,
+        [f"Name_{k}" for k in range(people)],
+    )
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list[Figure]:
+    """The figures that were saved."""
+    saved: list[Figure] = []
+    save_figure = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (saved.append(self), save_figure(self, *a, **k)))
+    return saved
+
+
+def test_the_plane_is_that_of_largest_variance() -> None:
+    # Along (3, 4, 0) / 5 with a deviation of 10, along z with 1, a constant beside: shares 100 / 101 and 1 / 101.
+    line = torch.tensor([[-10.0, -1], [-10, 1], [10, -1], [10, 1]])
+    points = torch.stack([0.6 * line[:, 0] + 7, 0.8 * line[:, 0], line[:, 1]], dim=1)
+    found, share = principal_plane(points)
+    torch.testing.assert_close(found.abs(), line.abs().double())
+    assert share.tolist() == pytest.approx([100 / 101, 1 / 101])
+    torch.testing.assert_close(torch.cdist(found, found).float(), torch.cdist(points, points), atol=1e-4, rtol=1e-4)
+    assert torch.equal(principal_plane(points)[0], found)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        torch.zeros(1, 5),  # one point
+        torch.ones(4, 5),  # a collapsed embedding
+        torch.arange(3.0)[:, None],  # one dimension
+    ],
+)
+def test_a_plane_without_two_directions(points: Tensor) -> None:
+    found, share = principal_plane(points)
+    assert found.shape == (len(points), 2)
+    assert found.isfinite().all()
+    assert share.isfinite().all()
+    assert 0 <= share.sum() <= 1 + 1e-9
+
+
+def test_most_frequent_people() -> None:
+    assert frequent(torch.tensor([5, 3, 3, 9, 9, 1]), 3) == [3, 9, 1]
+    assert frequent(torch.tensor([], dtype=torch.int64)) == []
+
+
+def test_embedding_map_shows_the_people_with_most_images(tmp_path: Path, figures: list[Figure]) -> None:
+    embeddings, labels, names = cloud()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    path = draw_embedding_map(embeddings[order], labels[order], names, tmp_path / "new" / "map.png")
+    assert min(Image.open(path).size) > 500
+    axes = figures[0].axes[0]
+    words = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert words == [f"Name {k}  ({k + 3})" for k in range(13, 1, -1)]  # twelve, the two smallest are missing
+    _, share = principal_plane(embeddings[labels >= 2])
+    assert axes.get_xlabel() == f"first principal component ({share[0]:.0%} of the variance)"
+    assert [len(drawn.get_offsets()) for drawn in axes.collections] == [k + 3 for k in range(13, 1, -1)]
+
+
+def test_embedding_map_leaves_out_what_it_cannot_draw(tmp_path: Path, figures: list[Figure]) -> None:
+    embeddings, labels, names = cloud(3)
+    embeddings[0, 3] = torch.nan  # an image that was not seen
+    labels[-1] = -1
+    draw_embedding_map(embeddings, labels, names, tmp_path / "map.png")
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == [
+        "Name 1  (4)",
+        "Name 2  (4)",
+        "Name 0  (2)",
+    ]
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (4, 0), (0, 0)])
+def test_embedding_map_of_nothing(tmp_path: Path, figures: list[Figure], shape: tuple[int, int]) -> None:
+    draw_embedding_map(torch.zeros(shape), torch.zeros(shape[0], dtype=torch.int64), ["a"], tmp_path / "map.png")
+    assert [text.get_text() for text in figures[0].axes[0].texts] == ["no embeddings"]
+
+
+def test_embedding_map_with_odd_names_and_images(tmp_path: Path, figures: list[Figure]) -> None:
+    embeddings, labels, _ = cloud(2)
+    images = torch.full((len(labels), 3, 20, 30), 200, dtype=torch.uint8)
+    draw_embedding_map(embeddings, labels, ["$_{", "_hidden"], tmp_path / "map.png", images)
+    axes = figures[0].axes[0]
+    assert len(figures[0].legends[0].get_texts()) == 2
+    assert 2 <= len(axes.artists) <= len(labels), "thumbnails of both people that do not hide each other"
+    draw_embedding_map(embeddings, labels, ["a", "b"], tmp_path / "map.png", {0: images[0]})  # only the first was kept
+    assert len(figures[1].axes[0].artists) == 1
+
+
+def test_embedding_map_of_what_does_not_belong_together(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"3 labels. Fix: "):
+        draw_embedding_map(torch.zeros(2, 4), torch.zeros(3, dtype=torch.int64), ["a"], tmp_path / "map.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_embedding_map_leaves_the_former_file(tmp_path: Path, monkeypatch) -> None:
+    path = draw_embedding_map(*cloud(2), tmp_path / "map.png")
+    before = path.read_bytes()
+
+    def broken(self, file, **_):
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Figure, "savefig", broken)
+    with pytest.raises(OSError, match="disk full"):
+        draw_embedding_map(*cloud(3), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["map.png"]

@@ -1,7 +1,8 @@
 """``debug=targets``: draws what the loss of one training batch is computed on, and trains nothing.
 
 A model that looks well and learns nothing often has objects that no anchor, cell or proposal is trained on: they are too
-small, too narrow, or two share a cell. The pictures show every object with its priors, and name those that have none.
+small, too narrow, or two share a cell. The pictures show every object with its priors, and name those that have none. An
+embedding model's batch is drawn by `cvexp.callbacks.triplets`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from cvexp.types import Assignment, Batch, UserError
+from cvexp.callbacks.triplets import draw_triplets
+from cvexp.types import Assignment, Batch, FaceBatch, UserError
 from cvexp.viz import Roles, Sorted, save, sort_priors, target_panel
 
 
@@ -30,18 +32,21 @@ def draw_targets(
 
     Args:
         folder: of the run; ``targets_<name>_<k>.png`` is written for each assignment and image.
-        images: at most so many of the batch are drawn; None draws all. The counts are those of the whole batch.
+        images: at most so many of the batch (of an embedding model: triplets) are drawn; None draws all. The counts are those
+            of the whole batch.
         side: of a drawn image, the longer one, pixels.
 
     Returns:
         Counts over the batch: ``targets/<name>/positive``, ``negative``, ``unsampled``, ``ignored``, ``objects`` (to be
-        trained on) and ``missing`` (those of them without any positive).
+        trained on) and ``missing`` (those of them without any positive). Of faces: see `draw_triplets`.
 
     Raises:
         UserError: the model does not say what its loss is computed on, or not in the agreed form.
     """
-    batch: Batch = next(iter(data.train_dataloader()))
+    batch: Batch | FaceBatch = next(iter(data.train_dataloader()))
     task.train()  # as in training: a detector may take more proposals then
+    if isinstance(batch, FaceBatch):
+        return draw_triplets(task, batch, Path(folder), images, side)
     classes: list[str] = task.classes  # type: ignore[assignment]
     results: dict[str, float] = {}
     table = Table("", *Roles._fields, "objects", "missing", title="targets of one training batch")

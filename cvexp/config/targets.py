@@ -19,7 +19,7 @@ from cvexp.config.messages import Problem, listing, suggest
 from cvexp.errors import UserError
 
 # `cvexp` itself is not listed: its commands (train, evaluate ...) run things.
-_CVEXP = ("data", "backbones", "necks", "models", "losses", "ops", "tasks", "metrics", "callbacks")
+_CVEXP = ("data", "backbones", "necks", "models", "comparators", "losses", "ops", "tasks", "metrics", "callbacks")
 _NAMED = (
     *(f"cvexp.{name}" for name in (*_CVEXP, "recipes", "loggers", "schedules")),
     *(

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -118,8 +118,10 @@ class DetectionData(LightningDataModule):
     Attributes:
         problems: per split what ``on_bad=skip`` left out.
         tested: the split that a test measures; `cvexp.evaluate split=` sets it.
+        kind: of task that the data is for.
     """
 
+    kind: ClassVar[str] = "detection"
     image_size: int = 320
     batch_size: int = 16
     eval_batch_size: int | None = None
@@ -173,6 +175,18 @@ class DetectionData(LightningDataModule):
         """The one source of class names and of their number; every split has the same."""
         known = next(iter(self._sources.values()), None)
         return (known or self.source("train")).classes
+
+    def check_classes(self, trained: Sequence[str]) -> None:
+        """Whether a model that was trained for these classes can be measured on this data.
+
+        Raises:
+            UserError: other classes, or in another order.
+        """
+        if list(trained) != self.class_names:
+            raise UserError(
+                f"trained for {list(trained)}, the data has {self.class_names}."
+                f" Fix: data.classes={list(trained)} data.other_classes=ignore"
+            )
 
     def setup(self, stage: str) -> None:
         """Lightning's hook: everything that can be wrong with the data is found before the first step."""

@@ -239,6 +239,7 @@ class FasterRCNN(nn.Module):
         class_parameters: those that depend on the list of classes.
     """
 
+    kind = "detection"
     class_parameters = ("head.classify.*", "head.regress.*")
 
     def __init__(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import groupby
+
 import pytest
 
-from cvexp.data.samplers import EpochOrder, GlobalBatches, by_group
+from cvexp.data.samplers import EpochOrder, GlobalBatches, IdentityBatches, IdentityOrder, by_group
+from cvexp.types import UserError
 
 
 def order(size: int, seed: int = 0, epoch: int = 0, shuffle: bool = True) -> list[int]:
@@ -136,3 +140,177 @@ def test_grouped_batches_are_shared_out_like_others():
     alone, parts = grouped(48, 4, groups)[0], grouped(48, 4, groups, world=2)
     assert [[a, b, c, d] for (a, c), (b, d) in zip(*parts, strict=True)] == alone
     assert grouped(48, 4, groups, epoch=1)[0] != alone
+
+
+# -- P people x K images -----------------------------------------------------------------------------------------------
+
+
+def people_of(counts: list[int]) -> list[int]:
+    """Labels of images: counts 2 1 give 0 0 1."""
+    return [person for person, count in enumerate(counts) for _ in range(count)]
+
+
+def epoch_of(counts: list[int], batch: int, per: int, balance: str = "identities", epoch: int = 0, seed: int = 0):
+    """Batches of image indices."""
+    sampler = IdentityOrder(people_of(counts), batch, per, seed, balance)
+    sampler.set_epoch(epoch)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    assert {e for b in batches for e, _ in b} == {epoch}
+    return [[index for _, index in b] for b in batches]
+
+
+SETS = [
+    [4] * 8,  # everybody has K
+    [20] * 8,  # more than K
+    [2] * 40,  # fewer than K
+    [530, *[2] * 60, 7, 5, 3, 9],  # one with very many, as in LFW
+    [1] * 30 + [6] * 6,  # singles
+    [4] * 4,  # exactly one batch
+]
+
+
+@pytest.mark.parametrize("balance", ["identities", "images"])
+@pytest.mark.parametrize("counts", SETS)
+def test_batches_of_people_are_exact(counts, balance):
+    labels = people_of(counts)
+    batches = epoch_of(counts, 16, 4, balance, epoch=3)
+    assert len(batches) == max(len(labels) // 16, 1)
+    for batch in batches:
+        assert len(batch) == 16
+        assert len(set(batch)) == 16  # no image twice
+
+
+@pytest.mark.parametrize("counts", SETS)
+def test_balanced_people_come_once_in_a_batch_with_up_to_k_images(counts):
+    labels = people_of(counts)
+    for batch in epoch_of(counts, 16, 4):
+        found = Counter(labels[i] for i in batch)
+        whole = [person for person, n in found.items() if n == min(counts[person], 4)]
+        assert max(found.values()) <= 4
+        assert len(whole) >= len(found) - 1  # only the last one is cut
+        # each person's images stand together, the cut one's at the end
+        assert [person for person, _ in groupby(labels[i] for i in batch)] == list(found)
+        assert set(found) - set(whole) <= {labels[batch[-1]]}
+
+
+def test_everybody_is_seen_equally_often_and_images_come_in_turn():
+    counts = [4, 8, 40, 6, 5]
+    seen = Counter(i for batch in epoch_of(counts * 4, 16, 4) for i in batch)
+    labels = people_of(counts * 4)
+    turns = Counter(labels[i] for batch in epoch_of(counts * 4, 16, 4) for i in set(batch))
+    # 252 images are 15 batches of 4 people: 60 turns for 20 people, 3 each
+    assert set(turns.values()) == {12}
+    for person in range(20):
+        times = [seen[i] for i in range(len(labels)) if labels[i] == person]
+        assert max(times) - min(times) <= 1  # nobody's image again before the others were shown
+
+
+def test_worked_batch_of_people():
+    # people with 4, 2, 1 and 4 images, batches of 8: three of them fill 8 only if the last is cut or all are whole
+    batch = epoch_of([4, 2, 1, 4], 8, 4)[0]
+    labels = people_of([4, 2, 1, 4])
+    sizes = [len(list(group)) for _, group in groupby(labels[i] for i in batch)]
+    assert sum(sizes) == 8
+    assert all(size == [4, 2, 1, 4][labels[batch[sum(sizes[:k])]]] for k, size in enumerate(sizes[:-1]))
+
+
+def test_in_balance_by_images_every_image_comes_once():
+    for counts in SETS:
+        seen = [i for batch in epoch_of(counts, 16, 4, "images") for i in batch]
+        assert len(seen) == len(set(seen))
+        assert len(seen) == max(sum(counts) // 16, 1) * 16
+
+
+def test_in_balance_by_images_nobody_is_twice_in_a_batch_where_that_can_be():
+    labels = people_of([12] * 16)
+    for epoch in range(5):
+        for batch in epoch_of([12] * 16, 16, 4, "images", epoch):
+            assert max(Counter(labels[i] for i in batch).values()) <= 4
+    # 530 images are 133 chunks for 42 batches: four in a batch, and not ten
+    counts = [530, *[2] * 60, 7, 5, 3, 9]
+    labels = people_of(counts)
+    most = [max(Counter(labels[i] for i in batch).values()) for batch in epoch_of(counts, 16, 4, "images")]
+    assert max(most[:-5]) <= 16
+
+
+def test_chunks_are_equal():
+    # 5 images with K = 4 are 3 + 2, not 4 + 1 without a positive for the last
+    labels = people_of([5] * 20)
+    (batch,) = epoch_of([5] * 20, 80, 4, "images")
+    runs = [len(list(group)) for _, group in groupby(labels[i] for i in batch)]
+    assert set(runs[:-1]) <= {2, 3, 5}  # 5 where both chunks of a person stand side by side
+    assert {2, 3} <= set(runs)
+
+
+@pytest.mark.parametrize("balance", ["identities", "images"])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_processes_share_batches_of_people(balance, world):
+    counts = [3, 5, 9, 2, 4, 4, 6, 8, 2, 7]
+    alone = epoch_of(counts, 16, 4, balance, epoch=2)
+    parts = []
+    for rank in range(world):
+        sampler = IdentityOrder(people_of(counts), 16, 4, 0, balance)
+        sampler.set_epoch(2)
+        batches = IdentityBatches(sampler, rank, world)
+        parts.append([[index for _, index in b] for b in batches])
+        assert len(parts[-1]) == len(batches)
+    assert [join([part[n] for part in parts]) for n in range(len(alone))] == alone
+
+
+@pytest.mark.parametrize("balance", ["identities", "images"])
+def test_epochs_of_people_differ_and_can_be_resumed(balance):
+    counts = [5] * 12
+    first, second = (epoch_of(counts, 16, 4, balance, epoch) for epoch in (0, 1))
+    assert first != second
+    assert epoch_of(counts, 16, 4, balance, 1) == second  # a fresh process that starts in epoch 1
+    assert epoch_of(counts, 16, 4, balance, 0, seed=1) != first
+    sampler = IdentityOrder(people_of(counts), 16, 4, 0, balance)
+    assert list(sampler) == list(sampler)  # asking changes nothing
+
+
+def test_labels_may_be_any_numbers():
+    assert [len(b) for b in IdentityOrder([7, 7, 900, 900, 7, -3, -3], 4, 2, 0)] == [4]
+
+
+@pytest.mark.parametrize(
+    ("counts", "batch", "per", "words"),
+    [
+        (
+            [4] * 8,
+            18,
+            4,
+            r"data.batch_size=18 is not a multiple of data.images_per_identity=4. Fix: data.batch_size=16",
+        ),
+        ([4] * 8, 2, 4, r"not a multiple.*Fix: data.batch_size=8"),  # smaller than K
+        ([4] * 8, 16, 1, r"data.images_per_identity=1: an anchor needs.*Fix"),
+        (
+            [4] * 3,
+            16,
+            4,
+            r"batch_size=16 is 4 people with 4 images each, the data has 3 people.*Fix: data.batch_size=12",
+        ),
+        ([100] * 3, 16, 4, r"3 people with 12 images at up to 4 each"),  # many images, but of too few
+        ([1, 1], 4, 4, r"Fix: add images"),
+        ([], 4, 2, r"the data has 0 people"),
+    ],
+)
+def test_refused_batches_of_people(counts, batch, per, words):
+    with pytest.raises(UserError, match=words):
+        IdentityOrder(people_of(counts), batch, per, 0)
+
+
+def test_a_batch_of_people_that_cannot_be_shared_is_refused():
+    with pytest.raises(ValueError, match="batch_size=16 is not a multiple of 3 processes"):
+        IdentityBatches(IdentityOrder(people_of([4] * 8), 16, 4, 0), 0, 3)
+
+
+def test_lightning_finds_the_order_of_people():
+    from lightning.fabric.utilities.data import _set_sampler_epoch
+    from torch.utils.data import DataLoader
+
+    batches = IdentityBatches(IdentityOrder(people_of([4] * 8), 16, 4, 0))
+    loader = DataLoader([0] * 32, batch_sampler=batches)  # type: ignore[arg-type]
+    _set_sampler_epoch(loader, 4)
+    assert batches.sampler.epoch == 4
+    assert len(loader) == 2

@@ -1,4 +1,4 @@
-"""Every model YAML at tiny size obeys contract 3; a new YAML is found by itself."""
+"""Every detector's YAML at tiny size obeys contract 3; a new YAML is found by itself."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from kinds import models_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,7 +17,7 @@ from cvexp.build import build_model
 from cvexp.config import conf_dir
 from cvexp.types import Detection, Target
 
-MODELS = sorted(p.stem for p in (conf_dir() / "model").glob("*.yaml"))
+MODELS = models_of("detection")
 NAMES = {  # the losses of a model, as its paper names them
     "yolo": {"xy", "wh", "object", "noobject", "class"},
     "yolov1": {"xy", "wh", "object", "noobject", "class"},

@@ -75,6 +75,7 @@ class YOLOv1(nn.Module):
     """
 
     square = True
+    kind = "detection"
 
     def __init__(
         self,
