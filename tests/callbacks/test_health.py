@@ -288,7 +288,7 @@ def test_hardest_negatives_collapse_and_semi_hard_ones_do_not(name: str, tmp_pat
 
     callback = Collapse(str(tmp_path), patience=3)
     fit = trainer(tmp_path, callback, 40)
-    fit.fit(Faces(getattr(mining, name)(0.2), rate=0.1), noise(40))
+    fit.fit(Faces(getattr(mining, name), rate=0.1), noise(40))
     last = {name: float(value) for name, value in fit.callback_metrics.items()}
     if name == "SemiHard":
         assert callback.alarms == {}
