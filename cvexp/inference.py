@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from cvexp.build import SUPPLIED, build_model
 from cvexp.comparators.comparator import Comparator
 from cvexp.config import check_config
+from cvexp.data import face_files
 from cvexp.data.module import collate
 from cvexp.data.records import decode
 from cvexp.data.transforms import Fit
@@ -185,7 +186,7 @@ class Embedder:
         embed = getattr(self.model, "embed", self.model)
         parts = [torch.zeros(0, self.comparator.dim)]
         for start in range(0, len(several), batch_size):
-            pictures = [as_tensor(image) for image in several[start : start + batch_size]]
+            pictures = [face_tensor(image) for image in several[start : start + batch_size]]
             fitted = [self.fit(image, _no_objects(image), random.Random(0))[0] for image in pictures]
             parts.append(embed(torch.stack(fitted).to(self.device)).float().cpu())
         embeddings = torch.cat(parts)
@@ -271,6 +272,24 @@ def as_tensor(image: Picture) -> Tensor:
             f"image: {type(image).__name__} is not a path, a PIL image, an array [H, W, 3] or a tensor uint8 [3, H, W]"
         )
     return image
+
+
+def face_tensor(image: Picture) -> Tensor:
+    """As `as_tensor`, but files and PIL images as faces are read in training: turned as their EXIF orientation says.
+
+    Raises:
+        UserError: see `as_tensor`; a file that cannot be read.
+    """
+    if isinstance(image, Image.Image):
+        return as_tensor(ImageOps.exif_transpose(image))
+    if not isinstance(image, (str, Path)):
+        return as_tensor(image)
+    try:
+        return face_files.decode(Path(image).read_bytes())
+    except OSError as error:
+        raise UserError(f"{image}: cannot be read ({error.strerror}). Fix: give the path of a picture") from None
+    except ValueError as error:
+        raise UserError(f"{image}: {error}. Fix: replace the file or take it off the list") from None
 
 
 def _no_objects(image: Tensor) -> Target:

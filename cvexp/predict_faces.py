@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ def predict_faces(options: dict[str, str]) -> dict[str, Any]:
     from cvexp.predict import find_images, load_checkpoint, number
 
     option = _asked(options)
+    _check_packed(options, option)
     top, size, threshold = int(number(options, "top")), int(number(options, "batch_size")), _threshold(options)
     files, base = find_images(options["source"])
     sources = [Entry(path, path.relative_to(base).as_posix()) for path in files]
@@ -81,7 +83,8 @@ def predict_faces(options: dict[str, str]) -> dict[str, Any]:
             f"the checkpoint's threshold was chosen on pairs; with {people:,} people in the gallery a stranger has {people:,}"
             " chances to come within it. Fewer false names: a stricter threshold="
         )
-    return _write(options, embedder, found, option, notes)
+    given = {entry.path.resolve() for entry in (*sources, *others)}
+    return _write(options, embedder, found, option, notes, given)
 
 
 def _asked(options: dict[str, str]) -> str:
@@ -93,6 +96,15 @@ def _asked(options: dict[str, str]) -> str:
             f"{what}. Fix: against=<another face> asks whether two are one person, gallery=<folder> who it is"
         )
     return given[0]
+
+
+def _check_packed(options: dict[str, str], other: str) -> None:
+    """Refuses zip files, which training reads in place."""
+    for name in ("source", other):
+        if options[name].lower().endswith(".zip"):
+            raise UserError(
+                f"{name}={options[name]}: pictures are not read from zip files here. Fix: unpack it, {name}=<the folder>"
+            )
 
 
 def _threshold(options: dict[str, str]) -> float | None:
@@ -204,13 +216,12 @@ def _notes(options: dict[str, str], sources: Sequence[Entry], others: Sequence[E
 
 
 def _write(
-    options: dict[str, str], embedder: Embedder, found: list[Found], option: str, notes: list[str]
+    options: dict[str, str], embedder: Embedder, found: list[Found], option: str, notes: list[str], given: set[Path]
 ) -> dict[str, Any]:
-    """Draws, writes the tables, and says what came out."""
+    """Draws, writes the tables, and says what came out; what was ``given`` is never written over."""
     output = Path(options["output"]).expanduser()
     pictures = output / ("pair.png" if option == "against" else "matches")
     targets = [pictures] if option == "against" else _drawn_names(found, pictures)
-    given = {path.resolve() for each in found for path in (each.source.path, *(m.path for m, _ in each.matches))}
     for target in targets:
         if target.resolve() in given:
             raise UserError(f"output={output}: would write over {target}. Fix: output=<another folder>")
@@ -337,20 +348,20 @@ def _unwritable(path: Path, error: OSError) -> UserError:
 
 def _drawn_names(found: list[Found], folder: Path) -> list[Path]:
     """``<name>.png`` for each source; the whole name before it where two differ in their ending only."""
-    names = [folder / Path(each.source.name).with_suffix(".png") for each in found]
-    return [
-        name if names.count(name) == 1 else folder / f"{each.source.name}.png"
-        for name, each in zip(names, found, strict=True)
-    ]
+    short = [Path(each.source.name).with_suffix(".png").as_posix() for each in found]
+    long = [f"{each.source.name}.png" for each in found]
+    twice = {name for name, count in Counter(short).items() if count > 1}
+    names = [b if a in twice else a for a, b in zip(short, long, strict=True)]
+    return [folder / name for name in (names if len({*names}) == len(names) else long)]
 
 
 def _draw_pair(found: Found) -> Image.Image:
-    from cvexp.inference import as_tensor
+    from cvexp.inference import face_tensor
     from cvexp.viz.faces import BLACK, RIGHT, WRONG, column, strip, tile
 
     other, answer = found.matches[0]
     ink = None if answer.same is None else RIGHT if answer.same else WRONG
-    faces = strip([tile(as_tensor(entry.path), [entry.name], 240, ink) for entry in (found.source, other)])
+    faces = strip([tile(face_tensor(entry.path), [entry.name], 240, ink) for entry in (found.source, other)])
     value = f"{answer.measure} {answer.value:.4f}"
     if answer.threshold is None:
         return column([faces], [(value, BLACK)])
@@ -359,13 +370,13 @@ def _draw_pair(found: Found) -> Image.Image:
 
 
 def _draw_matches(found: Found) -> Image.Image:
-    from cvexp.inference import as_tensor
+    from cvexp.inference import face_tensor
     from cvexp.viz.faces import BLACK, RIGHT, WRONG, column, strip, tile
 
-    tiles = [tile(as_tensor(found.source.path), [Path(found.source.name).name, "source"])]
+    tiles = [tile(face_tensor(found.source.path), [Path(found.source.name).name, "source"])]
     for entry, answer in found.matches:
         ink = None if answer.same is None else RIGHT if answer.same else WRONG
-        tiles.append(tile(as_tensor(entry.path), [entry.person, f"{answer.value:.4f}"], ink=ink))
+        tiles.append(tile(face_tensor(entry.path), [entry.person, f"{answer.value:.4f}"], ink=ink))
     answer = found.matches[0][1]
     limit = "no threshold" if answer.threshold is None else f"threshold {answer.threshold:.4g}"
     ink = BLACK if answer.same is None else RIGHT if answer.same else WRONG

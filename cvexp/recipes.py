@@ -40,10 +40,11 @@ def test_only(
         Flat results: everything logged by validation and test.
     """
     trainer = make_trainer()
-    validated = trainer.validate(task, datamodule=data, verbose=False)[0]  # a threshold may be chosen here
+    options = {"datamodule": data, "verbose": False, "weights_only": True}
+    validated = trainer.validate(task, **options)[0]  # a threshold may be chosen here
     if getattr(trainer.checkpoint_callback, "dirpath", None) and not trainer.fast_dev_run:
         trainer.save_checkpoint(Path(trainer.checkpoint_callback.dirpath) / "best.ckpt")
-    tested = trainer.test(task, datamodule=data, verbose=False)[0]
+    tested = trainer.test(task, **options)[0]
     return {name: float(value) for name, value in (validated | tested).items()}
 
 

@@ -292,6 +292,13 @@ def test_drawings_of_sources_with_one_stem(model: Embedder, gallery: Path, tmp_p
     assert everything(tmp_path / "out" / "matches") == {"x.png.png", "x.bmp.png", "y.png"}
 
 
+def test_no_drawing_is_written_over_another(model: Embedder, gallery: Path, tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "a.jpg.png"):  # the first's whole name is the last's short one
+        paint(tmp_path / "asked" / name, RED)
+    run(tmp_path, source=tmp_path / "asked", gallery=gallery)
+    assert everything(tmp_path / "out" / "matches") == {"a.jpg.png", "a.png.png", "a.jpg.png.png"}
+
+
 def test_batches(model: Embedder, gallery: Path, tmp_path: Path) -> None:
     run(tmp_path, source=paint(tmp_path / "x.png", RED), gallery=gallery, batch_size=3)
     assert model.model.sizes == [1, 3, 1]
@@ -317,6 +324,8 @@ REFUSALS = [
     (["source={a}", "gallery={empty}"], r"gallery=.*empty: no picture in this folder"),
     (["source={a}", "gallery={broken}"], r"bad\.png.*Fix: replace the file"),
     (["source={text}", "gallery={people}"], r"text\.png.*Fix: replace the file"),
+    (["source={a}", "gallery=people.zip"], r"gallery=people\.zip: pictures are not read from zip files.*Fix: unpack it"),
+    (["source=faces.ZIP", "against={b}"], r"source=faces\.ZIP: pictures are not read from zip files"),
     (["source={a}", "gallery={a}"], r"holds nothing but the source itself .*a\.png.*Fix"),
     (["source={a}", "gallery={people}", "top=0"], r"top=0: must be a whole number from 1\. Fix: top=5"),
     (["source={a}", "gallery={people}", "top=1.5"], r"top=1\.5"),
@@ -392,6 +401,16 @@ def test_a_source_is_not_written_over(model: Embedder, tmp_path: Path) -> None:
     assert everything(tmp_path / "out") == {"pair.png"}
 
 
+def test_a_picture_of_the_gallery_is_not_written_over(model: Embedder, tmp_path: Path) -> None:
+    """Not even one that is no match."""
+    people = tmp_path / "out" / "matches"
+    mine = paint(people / "x.png", BLUE)
+    paint(people / "Ann.png", RED)
+    with pytest.raises(UserError, match=r"would write over .*x\.png"):
+        run(tmp_path, source=paint(tmp_path / "x.png", RED), gallery=people, top=1)
+    assert Image.open(mine).getpixel((0, 0)) == BLUE
+
+
 def test_output_that_is_a_file(model: Embedder, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UserError, match=r"cannot be written .*Fix: output=<a folder you may write>"):
@@ -400,6 +419,17 @@ def test_output_that_is_a_file(model: Embedder, tmp_path: Path) -> None:
 
 
 # --- from Python -----------------------------------------------------------------------------------------------------
+
+
+def test_embed_turns_pictures_as_training_does(tmp_path: Path) -> None:
+    found = embedder()
+    image, exif = Image.new("RGB", (8, 16)), Image.Exif()
+    exif[0x0112] = 6
+    image.paste((255, 255, 255), (0, 0, 8, 8))
+    image.save(tmp_path / "a.png", exif=exif)
+    found.model.embed = lambda images: images.float()[:, :, 4, 6]  # type: ignore[attr-defined]
+    for picture in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
+        assert found.embed(picture).tolist() == [[255, 255, 255]]  # white is right, not below
 
 
 def test_embed_takes_any_kind_of_picture(tmp_path: Path) -> None:

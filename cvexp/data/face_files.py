@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from cvexp.data import records
-from cvexp.data.face_lists import Face
+from cvexp.data.face_lists import Face, composed
 from cvexp.data.records import FULL_CHECK_LIMIT, Problem
 from cvexp.data.voc import IMAGE_ENDINGS
 from cvexp.types import UserError
@@ -48,7 +48,7 @@ class FaceFiles:
         paths: of its image files, relative, with ``/``.
 
     Attributes:
-        people: sorted names, each with its image paths, sorted.
+        people: sorted names (see `composed`), each with its image paths, sorted.
         stray: images that belong to nobody.
 
     Raises:
@@ -58,14 +58,13 @@ class FaceFiles:
     def __init__(self, root: Path, paths: Iterable[str]) -> None:
         self.root = root
         parts = [PurePosixPath(path).parts for path in sorted(paths)]
-        tops = {part[0] for part in parts if len(part) == _DEPTH}
-        self.top = tops.pop() + "/" if len(tops) == 1 and all(len(part) != 2 for part in parts) else ""
+        self.top = _top_folder(parts)
         levels = _DEPTH if self.top else _DEPTH - 1
         self.people: dict[str, list[str]] = {}
         self.stray: list[Problem] = []
         for part in parts:
             if len(part) == levels:
-                self.people.setdefault(part[-2], []).append("/".join(part))
+                self.people.setdefault(composed(part[-2]), []).append("/".join(part))
             else:
                 self.stray.append(
                     Problem(self.root / "/".join(part), "lies in no person's folder", "root/NAME/image.jpg")
@@ -205,7 +204,7 @@ def open_faces(root: str, key: str) -> FaceFiles:
 
 def face_of(path: str) -> Face | None:
     """``NAME/NAME_0012.jpg`` as lists name it: number 12 of NAME; None for a file that is named otherwise."""
-    file = PurePosixPath(path)
+    file = PurePosixPath(composed(path))
     match = re.fullmatch(re.escape(file.parent.name) + r"_(\d{1,9})", file.stem)
     return Face(file.parent.name, int(match[1])) if match else None
 
@@ -232,15 +231,16 @@ def check_header(data: bytes) -> None:
 def decode(data: bytes) -> Tensor:
     """uint8 RGB ``[3, H, W]`` from the bytes of an image file with 8 bits a channel (a PNG may have 16).
 
-    torchvision decodes what it can, Pillow the rest; see `cvexp.data.records.decode`.
+    Turned as its EXIF orientation says, so that a telephone's faces stand upright; transparency is dropped. torchvision decodes
+    what it can, Pillow the rest; see `cvexp.data.records.decode`.
 
     Raises:
         ValueError: why it cannot be decoded.
     """
-    if records.decode_image is not None and data:
+    if records.decode_image is not None and data and data[8:12] != b"WEBP":  # of which torchvision reads no orientation
         try:
             raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            image = records.decode_image(raw, mode=records.ImageReadMode.RGB)
+            image = records.decode_image(raw, mode=records.ImageReadMode.RGB, apply_exif_orientation=True)
             image = image if image.ndim == 3 else image[0]
             return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
         except RuntimeError:
@@ -249,11 +249,19 @@ def decode(data: bytes) -> Tensor:
         with Image.open(io.BytesIO(data)) as picture:
             if picture.mode.startswith(("I", "F")):
                 raise ValueError(f"more than 8 bits a channel (mode {picture.mode})")
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+            return torch.from_numpy(np.array(ImageOps.exif_transpose(picture).convert("RGB"))).permute(2, 0, 1)
     except UnidentifiedImageError:
         raise ValueError("not a readable image" if data else "file is empty") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable image ({error})") from None
+
+
+def _top_folder(parts: list[tuple[str, ...]]) -> str:
+    """``TOP/`` where everybody's folder lies in that one, whatever pictures lie beside them; else empty."""
+    people = {part[:2] for part in parts if len(part) == _DEPTH}
+    tops = {top for top, _ in people}
+    beside = {part[0] for part in parts if len(part) == _DEPTH - 1}
+    return f"{tops.pop()}/" if len(tops) == 1 and (not beside or (beside == tops and len(people) > 1)) else ""
 
 
 def _is_image(name: str) -> bool:

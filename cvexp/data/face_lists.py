@@ -7,6 +7,7 @@ line without one: by spaces), images are named by person and number: ``Aaron_Pei
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,11 @@ class Face(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.person}_{self.number:04d}"
+
+
+def composed(name: str) -> str:
+    """A name in one way of writing it: macOS parts letters from their accents (NFD), most lists do not (NFC)."""
+    return unicodedata.normalize("NFC", name)
 
 
 class PairLine(NamedTuple):
@@ -114,6 +120,8 @@ def read_pairs(path: str | Path) -> PairList:
 def read_people(path: str | Path) -> dict[str, int | None]:
     """A list of people: ``name`` or ``name count`` a line; a first line with a number alone is how many there are.
 
+    A number that begins with 0 is a name, as in sets whose people are numbered (``0000045``).
+
     Returns:
         The number of images that the list states for each name, or None.
 
@@ -122,7 +130,10 @@ def read_people(path: str | Path) -> dict[str, int | None]:
             than the first line says.
     """
     path, rows = _rows(path, "one name a line")
-    stated = int(rows[0][1][0]) if len(rows[0][1]) == 1 and _is_number(rows[0][1][0]) else None
+    first = rows[0][1]
+    stated = (
+        int(first[0]) if len(first) == 1 and _is_number(first[0]) and (first[0] == "0" or first[0][0] != "0") else None
+    )
     people: dict[str, int | None] = {}
     for number, fields in rows[stated is not None :]:
         name = fields[0]
@@ -143,7 +154,7 @@ def _rows(path: str | Path, form: str) -> tuple[Path, list[tuple[int, list[str]]
     """The lines that are not blank as ``(number from 1, fields)``; at least one."""
     path = Path(path).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = composed(path.read_text(encoding="utf-8-sig")).splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{path}: the list is not text (UTF-8). Fix: {form}") from None
     except OSError as error:

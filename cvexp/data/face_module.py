@@ -7,6 +7,7 @@ strangers.
 from __future__ import annotations
 
 import random
+import unicodedata
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -161,6 +162,7 @@ class FaceData(LightningDataModule):
     Attributes:
         problems: per split what a user should know of the data.
         tested: the split that a test measures; `cvexp.evaluate split=` sets it.
+        trained: the people that the model to be tested was trained on; None: this data's own (`class_names`).
         kind: of task that the data is for.
     """
 
@@ -179,6 +181,7 @@ class FaceData(LightningDataModule):
     seed: int = 0
     problems: dict[str, list[Problem]] = field(default_factory=dict, init=False)
     tested: Split = field(default="test", init=False)
+    trained: Collection[str] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -236,10 +239,11 @@ class FaceData(LightningDataModule):
 
     def refuse(self, trained: Iterable[str], tested: Collection[str], start: str) -> None:
         """Stops where people are both trained on and tested; ``start`` opens the message."""
-        both = sorted(set(trained) & set(tested))
+        both = shared_people(trained, tested)
         if both:
+            where = "validation" if self.tested == "val" else "test"
             raise UserError(
-                f"{start} {len(both)} of the {len(tested)} people in the test: {_some(both)}. A score on people who are known"
+                f"{start} {len(both)} of the {len(tested)} people in the {where}: {some(both)}. A score on people who are known"
                 f" says nothing about strangers. Fix: {self.way_out(both)}"
             )
 
@@ -286,5 +290,20 @@ class FaceData(LightningDataModule):
         return self._loader(self.tested)
 
 
-def _some(names: Sequence[str]) -> str:
+def shared_people(some: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Those of ``others`` who are among ``some``, sorted. Capitals, blanks, ``_``, ``-`` and accents apart from their
+    letters do not make two people of one.
+
+    Example: ``["Ann_Lee"]`` and ``["ann lee", "Bob"]``: ``["ann lee"]``.
+    """
+    known = set(map(_alike, some))
+    return sorted(name for name in set(others) if _alike(name) in known)
+
+
+def _alike(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").replace("-", " ").split())
+
+
+def some(names: Sequence[str]) -> str:
+    """The first five, and how many more."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

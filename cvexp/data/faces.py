@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cvexp.data.face_files import FaceFiles, face_of, open_faces
 from cvexp.data.face_lists import Face, PairList, read_pairs, read_people
-from cvexp.data.face_module import FaceData, FaceSource, pairs_of
+from cvexp.data.face_module import FaceData, FaceSource, pairs_of, shared_people, some
 from cvexp.data.module import Split
 from cvexp.data.records import Problem, judge
 from cvexp.types import Pairs, UserError
@@ -47,7 +47,8 @@ class FacesData(FaceData):
         min_images: people with fewer are not trained on.
         val_pairs, test_pairs: list files, or None.
         test_root: where the images of those lists lie; None: in ``root``.
-        val_identities, test_identities: how many people (with two images or more) are set aside where there is no list.
+        val_identities, test_identities: how many people (with two images or more) are set aside where there is no list; 0 or
+            at least 2.
         distractors: people with one image who are neither trained on nor in the test take part in identification.
         gallery: all images of the tested people take part in the test, not only those named in pairs.
         allow_overlap: people who may be both trained on and tested, by name; or ``all``.
@@ -78,6 +79,11 @@ class FacesData(FaceData):
         for name, least in (("min_images", 1), ("val_identities", 0), ("test_identities", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"data.{name}={getattr(self, name)} must be at least {least}. Fix: data.{name}={least}")
+        for name in ("val_identities", "test_identities"):
+            if getattr(self, name) == 1:
+                raise UserError(
+                    f"data.{name}=1: one person has nobody to be told from. Fix: data.{name}=2 or more, or 0"
+                )
         if self.on_bad not in ("error", "skip"):
             raise UserError(f"data.on_bad={self.on_bad!r} is not one of: error, skip. Fix: data.on_bad=error")
         if isinstance(self.allow_overlap, str) and self.allow_overlap != "all":
@@ -99,13 +105,22 @@ class FacesData(FaceData):
     def setup(self, stage: str) -> None:
         """As ever, but first of all nobody may be both trained on and tested."""
         if self.overfit is None and self.test_pairs is not None and (stage == "fit" or self.tested == "test"):
-            start = f"data.test_pairs={self.test_pairs}: training takes"
-            self.refuse(self.class_names, read_pairs(self.test_pairs).people, start)
+            verb = "training takes" if self.trained is None else "the model was trained on"
+            start = f"data.test_pairs={self.test_pairs}: {verb}"
+            self.refuse(self._known(), read_pairs(self.test_pairs).people, start)
         super().setup(stage)
+
+    def check_classes(self, trained: Iterable[str]) -> None:
+        """As ever; people who are set aside for validation must be strangers, too."""
+        trained = list(trained)
+        super().check_classes(trained)
+        if self.tested == "val" and self.val_pairs is None and self.overfit is None:
+            self.refuse(trained, self._selected()["val"], "trained on")
 
     def refuse(self, trained: Iterable[str], tested: Collection[str], start: str) -> None:
         if self.allow_overlap != "all":
-            super().refuse(set(trained) - set(self.allow_overlap), tested, start)
+            trained = set(trained)
+            super().refuse(trained - set(shared_people(self.allow_overlap, trained)), tested, start)
 
     def way_out(self, people: Sequence[str]) -> str:
         return (
@@ -116,6 +131,10 @@ class FacesData(FaceData):
 
     def load(self, split: Split) -> FaceSource:
         return self._training() if split == "train" else self._protocol(split)
+
+    def _known(self) -> Collection[str]:
+        """The people that the model to be tested was trained on."""
+        return self.class_names if self.trained is None else self.trained
 
     # -- who is in which split -----------------------------------------------------------------------------------------
 
@@ -198,6 +217,8 @@ class FacesData(FaceData):
             )
         files = self._files("root" if self.test_root is None else "test_root")
         asked = read_pairs(list_file)
+        if split == "test":
+            self._refuse_validated(asked)
         chosen = {name: files.people.get(name, []) for name in asked.people}
         if split == "val":
             self.val_overlap = sorted(set(chosen) & set(self._selected()["train"]))
@@ -215,6 +236,23 @@ class FacesData(FaceData):
             raise UserError(f"{asked.path}: all of its images are unusable. Fix: check data.root and data.test_root")
         pairs = PairList(asked.path, left).resolve(ids, files.folder())
         return self._with_distractors(split, files, usable, problems, lambda _: pairs)
+
+    def _refuse_validated(self, asked: PairList) -> None:
+        """Stops where the threshold of a test is chosen on its own pairs; several folds choose theirs on each other.
+
+        Raises:
+            UserError: all the pairs of a list of one fold are in the validation's.
+        """
+        validation = self._validation_list()
+        if validation is None or len({line.fold for line in asked.lines}) > 1:
+            return
+        chosen_on = {frozenset(line[:2]) for line in validation.lines}
+        if all(frozenset(line[:2]) in chosen_on for line in asked.lines):
+            raise UserError(
+                f"{asked.path}: all its {len(asked.lines)} pairs are in data.val_pairs={self.val_pairs}, on which the"
+                " threshold is chosen. Fix: data.val_pairs=<another list>, or data.val_pairs=null"
+                " data.val_identities=<people set aside>"
+            )
 
     def _with_distractors(
         self,
@@ -234,8 +272,42 @@ class FacesData(FaceData):
             self.problems[split] += more
         source = _source(files, people, pairs, {name: paths for name, paths in alone.items() if paths})
         if split == "test":
-            self.problems[split] += self._same_pictures(files, people | alone)
+            self.problems[split] += [*self._same_pictures(files, people | alone), *self._not_strangers(people)]
         return source
+
+    def _not_strangers(self, tested: Mapping[str, list[str]]) -> list[Problem]:
+        """Tested people who are not unknown: trained on with the user's leave, or in the validation."""
+        found = []
+        for known, what, fix in (
+            (
+                self._known(),
+                "are trained on, as data.allow_overlap says",
+                "say so beside every score; it is not one on strangers",
+            ),
+            (
+                self._validated(),
+                "are in the validation, which chooses the checkpoint",
+                "data.val_pairs=<others>, or say so",
+            ),
+        ):
+            both = shared_people(known, tested)
+            if both:
+                counted = f"{len(both)} of the {len(tested)} people in the test {what}: {some(both)}"
+                found.append(Problem(Path(self.test_pairs or self.root), counted, fix))
+        return found
+
+    def _validated(self) -> Collection[str]:
+        """The people in the validation, as far as that can be known."""
+        if self.val_pairs is None:
+            return self._selected()["val"]
+        validation = self._validation_list()
+        return [] if validation is None else validation.people
+
+    def _validation_list(self) -> PairList | None:
+        """None without one, and where a checkpoint is tested far from the list of its validation."""
+        if self.val_pairs is None or not Path(self.val_pairs).expanduser().is_file():
+            return None
+        return read_pairs(self.val_pairs)
 
     def _same_pictures(self, files: FaceFiles, tested: Mapping[str, list[str]]) -> list[Problem]:
         """Byte-identical images under two names, in training and test together."""

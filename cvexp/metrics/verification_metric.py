@@ -57,7 +57,6 @@ class Verification(Metric):
         threshold: in score units, for a list of one fold; None: the best on the pairs themselves, reported as
             ``best_accuracy``. A list of several folds needs none and uses none.
         truth: of the split that is judged.
-        truth: of the split that is judged.
         result: the `VerificationResult` of the last ``compute``, on every rank; None before. Survives ``reset``.
     """
 
@@ -193,6 +192,8 @@ class Verification(Metric):
                 "metric.comparator is not set. Fix: set it to the model's comparator before metric.compute."
             )
         comparator = copy.deepcopy(self.comparator).cpu()
+        if not embeddings.shape[1]:  # no rank has seen an image, so nobody knows the length
+            embeddings = embeddings.new_full((len(embeddings), comparator.dim), torch.nan)
         index, first, second = self._seen_pairs(embeddings)
         scores = comparator.score(embeddings[first], embeddings[second]).double().numpy()
         numbers, result = judge_pairs(

@@ -122,6 +122,9 @@ def test_a_missing_image_names_list_line_and_path(tmp_path):
         ("2\nAnn\t4\nBob\t1\n", {"Ann": 4, "Bob": 1}),  # with the number of names
         ("Bob\nAnn\n", {"Bob": None, "Ann": None}),
         ("Ann 4\n", {"Ann": 4}),  # spaces
+        ("0000045\n0000099\n", {"0000045": None, "0000099": None}),  # people who are numbered: no count
+        ("2\n0000045\n12\n", {"0000045": None, "12": None}),  # numbered people after a count
+        ("Jose\u0301\n", {"Jos\u00e9": None}),  # an accent apart from its letter, as macOS writes it
     ],
 )
 def test_people(tmp_path, text, people):

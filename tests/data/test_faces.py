@@ -323,6 +323,28 @@ def test_a_stray_image_is_told(tmp_path):
     assert len(module.problems["train"]) == 1
 
 
+def test_pictures_beside_the_people_of_a_top_folder(tmp_path):
+    files = files_of({"Ann": 2, "Bob": 2})
+    found = open_faces(
+        archive(tmp_path / "a.zip", {f"top/{k}": v for k, v in files.items()} | {"top/all.png": b""}), "x"
+    )
+    assert (found.top, list(found.people), len(found.stray)) == ("top/", ["Ann", "Bob"], 1)
+    found = open_faces(archive(tmp_path / "b.zip", files | {"Ann/trip/1.png": b""}), "x")  # a folder within a person's
+    assert (found.top, list(found.people), len(found.stray)) == ("", ["Ann", "Bob"], 1)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_a_face_is_turned_upright(kind):
+    image, exif, stream = Image.new("RGB", (16, 32)), Image.Exif(), io.BytesIO()
+    image.paste((255, 255, 255), (0, 0, 16, 16))  # the upper half is white
+    exif[0x0112] = 6  # held sideways: to be turned by a quarter to the right
+    image.save(stream, kind, exif=exif)
+    pixels = decode(stream.getvalue())
+    assert pixels.shape == (3, 16, 32)
+    assert pixels[:, 8, 2].min() < 20
+    assert pixels[:, 8, 29].min() > 235
+
+
 def test_a_file_that_breaks_later_names_itself(tmp_path):
     module = data(folder(tmp_path / "a"))
     source = module.source("train")
@@ -363,7 +385,7 @@ def test_people_are_set_aside_by_name(tmp_path):
     again = data(archive(tmp_path / "b.zip", dict(reversed(more.items()))))
     assert again.source("val").people == splits["val"].people
     assert [n for n in again.source("test").people if n.startswith("P")] == tested
-    fewer = data(str(tmp_path / "a"), test_identities=1, val_identities=4)
+    fewer = data(str(tmp_path / "a"), test_identities=2, val_identities=4)
     assert set(fewer.source("test").people) - {"Single_A", "Single_B"} < set(tested)
     assert set(splits["val"].people) < set(fewer.source("val").people)
 
@@ -403,6 +425,8 @@ def test_pairs_do_not_depend_on_the_seed_of_the_run(tmp_path):
         ({"balance": "none"}, "data.balance='none' is not one of: identities, images"),
         ({"min_images": 0}, "data.min_images=0"),
         ({"val_identities": -1}, "data.val_identities=-1"),
+        ({"val_identities": 1}, "data.val_identities=1: one person has nobody to be told from"),
+        ({"test_identities": 1}, "data.test_identities=1: one person has nobody"),  # no pair, and rank-1 is always 1
         ({"on_bad": "ask"}, "data.on_bad='ask'"),
         ({"allow_overlap": "Ann"}, r"data.allow_overlap=Ann.*Fix: data.allow_overlap=\[Ann\]"),
         ({"test_pairs": "x.txt"}, "data.test_pairs and data.test_identities=3 are both given"),
@@ -548,10 +572,102 @@ def test_a_checkpoint_that_knows_the_tested_is_refused(tmp_path):
         module.check_classes(["P00", "P06", "Single_A"])  # a distractor must be a stranger too
     module = listed(str(tmp_path / "a"), tmp_path, allow_overlap=["P06"])
     module.check_classes(["P00", "P06"])
+    (tmp_path / "val.txt").write_text("1\nP00\t1\t2\nP00\t1\tP07\t1\n")
     for tested in ("train", "val"):  # known people are meant there
-        module = listed(str(tmp_path / "a"), tmp_path)
+        module = listed(str(tmp_path / "a"), tmp_path, val_pairs=str(tmp_path / "val.txt"), val_identities=0)
         module.tested = tested
         module.check_classes(["P00", "P06"])
+
+
+def test_more_people_than_were_set_aside_are_no_validation(tmp_path):
+    root = folder(tmp_path / "a")
+    trained = data(root).class_names
+    for people, refused in ((2, False), (4, True)):
+        module = data(root, val_identities=people)
+        module.tested = "val"
+        if refused:
+            with pytest.raises(UserError, match=r"trained on 2 of the 4 people in the validation"):
+                module.check_classes(trained)
+        else:
+            module.check_classes(trained)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Jose\u0301 Lee",  # an accent apart from its letter: a zip file from macOS
+        "jos\u00e9_lee",  # in small letters
+        "Jos\u00e9-Lee",
+    ],
+)
+def test_another_way_of_writing_a_name_is_no_other_person(tmp_path, name):
+    own, theirs = {"Jos\u00e9_Lee": 3}, {name: 3, "Zoe": 2}
+    root, elsewhere = folder(tmp_path / "a", files_of(PEOPLE | own)), archive(tmp_path / "b.zip", files_of(theirs))
+    (tmp_path / "pairs.txt").write_text(f"1\n{name}\t1\t2\n{name}\t1\tZoe\t1\n")
+    settings = {
+        "test_root": elsewhere,
+        "test_pairs": str(tmp_path / "pairs.txt"),
+        "test_identities": 0,
+        "val_identities": 0,
+    }
+    with pytest.raises(UserError, match="training takes 1 of the 2 people in the test: "):
+        data(root, **settings).setup("fit")
+    with pytest.raises(UserError, match="trained on 1 of the"):
+        data(root, **settings, allow_overlap=["Zoe"]).check_classes(["Jos\u00e9_Lee"])
+    data(root, **settings, allow_overlap=["Jos\u00e9_Lee"]).check_classes(["Jos\u00e9_Lee"])
+
+
+def test_a_list_names_images_whose_accents_are_written_apart(tmp_path):
+    root = archive(tmp_path / "a.zip", files_of({"Jose\u0301": 2, "Zoe": 2} | PEOPLE))
+    (tmp_path / "pairs.txt").write_text("1\nJos\u00e9\t1\t2\nJos\u00e9\t1\tZoe\t1\n")
+    module = data(root, test_pairs=str(tmp_path / "pairs.txt"), test_identities=0)
+    assert module.source("test").people[:2] == ["Jos\u00e9", "Zoe"]
+    assert module.source("test").read(1)[0].shape == (3, 12, 12)
+
+
+def test_overlap_with_leave_is_told(tmp_path):
+    module = overlapping(tmp_path, allow_overlap="all", val_identities=3)
+    module.setup("test")
+    told = [str(problem) for problem in module.problems["test"]]
+    assert len(told) == 2
+    assert "3 of the 6 people in the test are trained on, as data.allow_overlap says" in told[0]
+    assert "3 of the 6 people in the test are in the validation" in told[1]  # it chose the checkpoint
+    module = listed(str(tmp_path / "a"), tmp_path)
+    module.setup("test")
+    assert module.problems["test"] == []
+
+
+def test_a_model_from_elsewhere_is_asked_for_its_own_people(tmp_path):
+    module = overlapping(tmp_path)
+    module.trained = ["Somebody"]  # the checkpoint's; the data's own training is not what is tested
+    module.setup("test")
+    assert module.problems["test"] == []
+    module = overlapping(tmp_path)
+    module.trained = ["P06"]
+    with pytest.raises(UserError, match="the model was trained on 1 of the 6 people in the test: P06"):
+        module.setup("test")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_test_on_the_pairs_that_choose_the_threshold_is_refused(tmp_path, same):
+    turned = "2\nP06\t2\t1\nP07\t1\t2\nP09\t2\tP08\t1\nP10\t1\tP11\t2\n"  # the same images the other way round
+    (tmp_path / "val.txt").write_text(turned if same else turned.replace("P11\t2", "P11\t1"))
+    settings = {"val_pairs": str(tmp_path / "val.txt"), "val_identities": 0}
+    module = listed(folder(tmp_path / "a"), tmp_path, **settings)
+    if same:
+        with pytest.raises(UserError, match=r"pairs.txt: all its 4 pairs are in data.val_pairs=.*val.txt.*Fix"):
+            module.setup("test")
+    else:
+        module.setup("test")
+        assert "6 of the 6 people in the test are in the validation" in str(module.problems["test"][0])
+
+
+def test_a_test_needs_no_list_of_the_validation(tmp_path):
+    module = listed(folder(tmp_path / "a"), tmp_path, val_pairs=str(tmp_path / "gone.txt"), val_identities=0)
+    module.setup("test")
+    assert module.problems["test"] == []
+    with pytest.raises(UserError, match=r"gone.txt: the list cannot be read"):
+        module.setup("fit")
 
 
 def test_validation_may_share_people(tmp_path):
@@ -628,11 +744,11 @@ def test_a_batch_size_that_cannot_be_shared_is_refused(tmp_path):
 def test_a_letterbox_keeps_the_sides(tmp_path):
     stream = io.BytesIO()
     Image.new("RGB", (20, 10), (200, 0, 0)).save(stream, "PNG")
-    files = {f"{name}/{i}.png": stream.getvalue() for name in "ABCD" for i in range(4)}
+    files = {f"{name}/{i}.png": stream.getvalue() for name in "ABCDEF" for i in range(4)}
     root = folder(tmp_path / "a", files)
     shown = {}
     for resize in ("letterbox", "warp"):
-        module = data(root, resize=resize, val_identities=1, test_identities=1, batch_size=4)
+        module = data(root, resize=resize, val_identities=2, test_identities=2, batch_size=4)
         shown[resize] = next(iter(module.train_dataloader())).images[0]
     assert (shown["warp"][0] == 200).all()
     assert (shown["letterbox"][0, :8] == 200).all()

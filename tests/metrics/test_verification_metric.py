@@ -260,6 +260,16 @@ def test_pairs_without_their_images_are_left_out_and_counted() -> None:
     assert len(metric.pair_embeddings()[2]) == len(kept)
 
 
+@pytest.mark.parametrize("kind", [SquaredL2, Cosine, Siamese, WeightedChiSquare])
+def test_nothing_was_seen_whatever_compares(kind) -> None:
+    metric = Verification()
+    metric.set_ground_truth(faces()[0])
+    metric.comparator = kind(8)
+    numbers = metric.compute()
+    assert (numbers["images"], numbers["pairs"]) == (0, 0)
+    assert numbers["AUC"].isnan()
+
+
 @pytest.mark.parametrize("folds", [1, 5])
 @pytest.mark.parametrize("threshold", [None, -13.0])
 def test_too_little_was_seen(folds: int, threshold: float | None) -> None:
