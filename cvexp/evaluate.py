@@ -59,9 +59,12 @@ def evaluate(words: list[str]) -> tuple[dict[str, Any], Path]:
     if OmegaConf.select(config, "data.classes", default=0) is None:
         data.classes = list(about["classes"])  # the checkpoint's, whatever the data's training list says today
     data.tested = split
+    known = about.get("known", about["classes"])  # of people also those of the checkpoints that it began with
+    if hasattr(data, "trained"):
+        data.trained = known
     data.setup("test")
     try:
-        data.check_classes(about["classes"])
+        data.check_classes(known)
     except UserError as error:
         raise UserError(f"ckpt={own['ckpt']}: {error}") from None
     write_problems(data.problems, config.paths.output)

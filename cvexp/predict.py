@@ -246,7 +246,7 @@ def find_images(source: str, option: str = "source") -> tuple[list[Path], Path]:
     if path.is_file():
         return [path], path.parent
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file() and _seen(p, path))
         if not files:
             raise UserError(
                 f"{option}={source}: no picture in this folder. Fix: it should hold {', '.join(sorted(ENDINGS))} files"
@@ -261,6 +261,11 @@ def find_images(source: str, option: str = "source") -> tuple[list[Path], Path]:
             f"{option}={source}: no such image or folder, and no picture fits it as a pattern. Fix: check the path"
         )
     return files, base
+
+
+def _seen(file: Path, folder: Path) -> bool:
+    """Whether a file is none of those that macOS hides beside its pictures (``._photo.jpg``, ``__MACOSX/``)."""
+    return not any(part.startswith(".") or part == "__MACOSX" for part in file.relative_to(folder).parts)
 
 
 def _listed(path: Path, option: str) -> tuple[list[Path], Path]:

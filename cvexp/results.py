@@ -48,7 +48,7 @@ def write_results(results: dict[str, float], model: nn.Module, data: Any, cfg: D
         "model/parameters": sum(p.numel() for p in model.parameters()),
         "model/trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "data/classes": len(data.class_names),
-        "data/skipped": sum(len(found) for found in data.problems.values()),
+        "data/skipped": sum(not problem.kept for found in data.problems.values() for problem in found),
         "seed": cfg.seed,
     }
     if "train/seconds" in results:

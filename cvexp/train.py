@@ -42,7 +42,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         quiet,
     )
     from cvexp.results import write_config, write_problems, write_results
-    from cvexp.transfer import read_weights, transfer
+    from cvexp.transfer import known_people, read_weights, transfer
 
     check_config(cfg, supplied=SUPPLIED, extra=cfg.allow_targets)
     quiet()
@@ -52,8 +52,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     seed_everything(cfg.seed, workers=True, verbose=False)
     data = instantiate(cfg.data)
+    known = known_people(weights, data)
     data.setup("fit")
     data.setup("test")
+    if known:
+        data.check_classes(known)
     write_problems(data.problems, cfg.paths.output)
 
     model = build_model(cfg.model, num_classes=len(data.class_names))
@@ -67,7 +70,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         metric=instantiate(cfg.metric),
         classes=data.class_names,
     )
-    task.description = describe(cfg, data.class_names)
+    task.description = describe(cfg, data.class_names) | ({"known": known} if known else {})
     with open_loggers(cfg) as loggers:
         make_trainer = partial(instantiate, cfg.trainer, callbacks=build_callbacks(cfg), logger=loggers)
         results = instantiate(cfg.recipe)(make_trainer, task, data)

@@ -31,12 +31,14 @@ class Weights:
         state: tensors by name; of a checkpoint those of the model, named as the model names them.
         classes: names in label order; None where the file does not say.
         plain: not a checkpoint of cvexp, so a model may know other names for its entries.
+        known: all people that a face model and those it began with were trained on, where that is more than ``classes``.
     """
 
     path: Path
     state: dict[str, Tensor]
     classes: list[str] | None
     plain: bool
+    known: Sequence[str] = ()
 
 
 @dataclass
@@ -117,7 +119,20 @@ def read_weights(path: str | Path) -> Weights:
             f"init_from={path}: no tensors with names in it (found: {found})."
             " Fix: give a checkpoint of cvexp.train or a file with model.state_dict()"
         )
-    return Weights(path, state, _classes(about if isinstance(about, Mapping) else content, path), plain=not ours)
+    known = about.get("known") if isinstance(about, Mapping) else None
+    classes = _classes(about if isinstance(about, Mapping) else content, path)
+    return Weights(path, state, classes, plain=not ours, known=known if isinstance(known, list) else ())
+
+
+def known_people(weights: Weights | None, data: Any) -> list[str]:
+    """Who is no stranger to a face model that begins with these weights: those that they know, and those of ``data``.
+
+    ``data`` is told. Empty without weights, or where the data is of no people.
+    """
+    known = set() if weights is None or not hasattr(data, "trained") else {*(weights.classes or ()), *weights.known}
+    if known:
+        data.trained = known | set(data.class_names)
+    return sorted(data.trained) if known else []
 
 
 def init_model(model: nn.Module, weights: Weights, classes: Sequence[str]) -> Report:

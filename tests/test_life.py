@@ -609,6 +609,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert first.keys() == second.keys() == start.keys()
     moved = max(float((first[name] - start[name]).abs().max()) for name in first if first[name].is_floating_point())
     apart = max(float((first[name] - second[name]).abs().max()) for name in first)
+    print("APART", apart, "MOVED", moved)
     assert apart < 1e-4 < 1e-2 < moved
     kept, ours = (verification(tmp_path / name / "checkpoints/best.ckpt") for name in ("two", "one"))
     assert kept["threshold"] == pytest.approx(ours["threshold"], abs=1e-4)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cvexp.build import build_model
 from cvexp.errors import UserError
-from cvexp.transfer import Report, Weights, grouped, init_model, read_weights, transfer
+from cvexp.transfer import Report, Weights, grouped, init_model, known_people, read_weights, transfer
 
 MODELS = models_of("detection")  # an embedding model has no parameters by class
 
@@ -385,3 +385,39 @@ def test_many_classes_are_cut() -> None:
     report = init_model(Net(2), weights(ones(Net(80)), many), ["a", "b"])
     six = "['c0', 'c1', 'c2', 'c3', 'c4', 'c5'] ... (80 in all)"
     assert report.notes == [f"classes: {six} in the file, ['a', 'b'] in the data"]
+
+
+# --- people ----------------------------------------------------------------------------------------------------------
+
+
+class People:
+    """Data of people."""
+
+    trained = None
+    class_names = ("Cy", "Bo")
+
+
+def face_weights(classes: list[str] | None, known: tuple[str, ...] = ()) -> Weights:
+    return Weights(Path("x.ckpt"), {}, classes, plain=False, known=known)
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        (None, []),  # from scratch: nobody but the data's own, who are checked anyway
+        (face_weights(None), []),  # a file that names nobody
+        (face_weights(["Al"]), ["Al", "Bo", "Cy"]),
+        (face_weights(["Al"], ("Di", "Al")), ["Al", "Bo", "Cy", "Di"]),  # and those that it began with itself
+    ],
+)
+def test_people_that_weights_know_are_no_strangers(weights: Weights | None, expected: list[str]) -> None:
+    data = People()
+    assert known_people(weights, data) == expected
+    assert data.trained == (set(expected) or None)
+
+
+def test_classes_of_boxes_are_no_people() -> None:
+    class Boxes:
+        class_names = ("cat",)
+
+    assert known_people(face_weights(["cat"]), Boxes()) == []

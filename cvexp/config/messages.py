@@ -99,11 +99,21 @@ def report_errors(main: Callable[_P, _R]) -> Callable[_P, _R]:
     def reported(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return main(*args, **kwargs)
-        except UserError as error:
-            _print(str(error))
+        except Exception as error:
+            own = _own(error)
+            if own is None:
+                raise
+            _print(str(own))
         raise SystemExit(2)
 
     return reported
+
+
+def _own(error: BaseException | None) -> UserError | None:
+    """The `UserError` that is, or caused, an error: Hydra wraps what a constructor raises."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
 
 
 def _print(message: str) -> None:

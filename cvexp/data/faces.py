@@ -293,7 +293,7 @@ class FacesData(FaceData):
             both = shared_people(known, tested)
             if both:
                 counted = f"{len(both)} of the {len(tested)} people in the test {what}: {some(both)}"
-                found.append(Problem(Path(self.test_pairs or self.root), counted, fix))
+                found.append(Problem(Path(self.test_pairs or self.root), counted, fix, kept=True))
         return found
 
     def _validated(self) -> Collection[str]:
@@ -320,7 +320,9 @@ class FacesData(FaceData):
                 before, file = seen.setdefault(where.digest(path), (name, where.root / path))
                 if before != name:
                     what = f"same picture under two names, {before} ({file}) and {name}"
-                    found.append(Problem(where.root / path, what, "one of the names is wrong; nothing is left out"))
+                    found.append(
+                        Problem(where.root / path, what, "one of the names is wrong; nothing is left out", kept=True)
+                    )
         return found
 
 

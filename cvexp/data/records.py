@@ -30,11 +30,12 @@ FULL_CHECK_LIMIT = 2000
 
 @dataclass
 class Problem:
-    """Something wrong in the data: where, what, and what a user can do about it."""
+    """Something wrong in the data: where, what, and what a user can do about it; ``kept``: nothing is left out for it."""
 
     file: Path
     what: str
     fix: str
+    kept: bool = False
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what}. Fix: {self.fix}"

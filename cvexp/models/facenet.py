@@ -51,6 +51,7 @@ class FaceNet(nn.Module):
     """
 
     kind = "embedding"
+    class_parameters: tuple[str, ...] = ()  # the embedding knows no list of people; for init_from
 
     def __init__(
         self,

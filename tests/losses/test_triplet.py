@@ -91,6 +91,13 @@ def test_no_slot_at_all(reduction: str) -> None:
     assert empty.grad.shape == (0,)
 
 
+def test_a_sum_over_processes_survives_their_averaging(monkeypatch) -> None:
+    """Gradients are averaged over the processes: each counts its own part as often as there are processes."""
+    monkeypatch.setattr("cvexp.losses.triplet.world_size", lambda: 3)
+    found = Triplet(reduction="sum")(torch.tensor([0.5]), torch.tensor([0.4]), torch.tensor([True]))
+    assert found.item() == pytest.approx(3 * 0.3)
+
+
 def test_a_valid_distance_that_is_no_number_is_not_hidden() -> None:
     assert loss([float("nan"), 0.4], [0.1, 0.5], [True, True]).isnan()
 

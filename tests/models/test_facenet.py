@@ -137,6 +137,7 @@ def test_statistics_are_those_of_plain_loops() -> None:
     ("points", "spread"),
     [
         ([[1.0, 0.0, 0.0]] * 8, 0.0),  # collapsed to a point
+        ([[1.0, 0.0, 0.0]] * 6 + [[-1.0, 0.0, 0.0]] * 2, 0.75**0.5),  # mean 0.5: variance 1 - 0.25, and its root
         ([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]] * 4, 1.0),  # two opposite points: mean 0, all the variance of a sphere
     ],
 )

@@ -121,6 +121,29 @@ def test_the_threshold_of_the_validation_decides_the_test(tmp_path: Path) -> Non
     assert set(module.model.seen) == {"embed"}
 
 
+def test_every_validation_fits_the_comparator_and_chooses_anew(tmp_path: Path) -> None:
+    """The threshold of a former one is no threshold that was known before this one's pairs."""
+    module, fitted = task(), []
+    module.model.comparator.fit = lambda a, b, same: fitted.append((len(a), len(b), int(same.sum())))  # type: ignore[method-assign]
+    for data, middle in ((Faces(**DATA), (40, 60)), (Faces(val=([10, 20], [30, 40, 50])), (20, 30))):
+        (val,) = trainer(tmp_path).validate(module, datamodule=data, verbose=False)
+        assert val["val/best_accuracy"] == 1
+        assert "val/accuracy" not in val
+        assert squared(middle[0]) < module.verification["shown"] < squared(middle[1])
+    assert fitted == [(6, 6, 3), (5, 5, 2)]
+
+
+def test_a_threshold_is_not_judged_on_the_pairs_that_it_was_chosen_on(tmp_path: Path) -> None:
+    """`cvexp.evaluate split=val`."""
+    module, data = task(), Faces(**DATA)
+    trainer(tmp_path).validate(module, datamodule=data, verbose=False)
+    data.tested = "val"
+    data.test_dataloader = data.val_dataloader  # type: ignore[method-assign]
+    (again,) = trainer(tmp_path).test(module, datamodule=data, verbose=False)
+    assert again["test/best_accuracy"] == 1
+    assert "test/accuracy" not in again
+
+
 def test_a_wanted_false_accept_rate(tmp_path: Path) -> None:
     """At most half of the different pairs, which are three: one of them, so from 60 to 80 degrees."""
     module = task(far=0.5)
