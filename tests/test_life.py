@@ -226,7 +226,8 @@ def test_the_checkpoint_is_plain_and_keeps_the_threshold(run: Run) -> None:
     assert about["config"]["model"]["_target_"] == "cvexp.models.facenet.FaceNet"
     assert type(about["config"]) is dict
     chosen = about["verification"]
-    assert set(chosen) == {"threshold", "shown", "measure", "chosen"}
+    assert {"threshold", "shown", "measure", "chosen"} <= set(chosen)
+    assert all(type(value) in (float, str) for value in chosen.values())
     assert chosen["threshold"] == -chosen["shown"] < 0  # a score rises with likeness, a distance falls
     assert chosen["shown"] == pytest.approx(run[1]["test/threshold"], abs=1e-6)  # the test's is the validation's
     assert chosen["measure"] == "squared distance"
@@ -258,16 +259,14 @@ def test_evaluate_rebuilds_everything_from_the_checkpoint(
 
 @pytest.mark.parametrize("name", ["run", "other"])
 def test_evaluate_the_validation(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """What the checkpoint was chosen by, again: `accuracy` by its own threshold is the accuracy of that choice."""
+    """What the checkpoint was chosen by, figure for figure: also with weights of a comparator that were fitted on it."""
     trained: Run = request.getfixturevalue(name)
     results, _ = evaluate([f"ckpt={best(trained)}", f"output={tmp_path}", "split=val", NO_PICTURES])
     assert not scores(results)
-    assert results["val/images"] == 16
     columns = logged(trained[0])
-    assert results["val/AUC"] == columns["val/AUC"][-1]
-    if name == "run":  # the other's threshold is by false accepts
-        assert results["val/accuracy"] == columns["val/best_accuracy"][-1]
-    assert results["val/threshold"] == pytest.approx(verification(best(trained))["shown"], rel=1e-6)
+    then = {name: columns[name][-1] for name in columns if name.startswith("val/")}
+    assert scores(results, "val") == scores(then, "val")
+    assert (then["val/images"], then["val/pairs"]) == (16, 40)
 
 
 def test_evaluate_on_the_training_people_and_other_rates(run: Run, tmp_path: Path) -> None:
@@ -575,13 +574,14 @@ def test_a_measured_model_is_not_trained(tmp_path: Path) -> None:
 
 # --- two processes ---------------------------------------------------------------------------------------------------
 
-# No batch norm anywhere (its statistics are a process' own), nothing random, plain SGD: 12 steps over two epochs.
+# No batch norm anywhere (its statistics are a process' own), no augmentation, plain SGD: 12 steps over two epochs.
 COMPARABLE = (
     *TINY,
     "model/backbone=vgg16",
     "model.norm=false",
+    "model.miner.choose=random",  # by image ids, the same whoever mines
     "optimizer=sgd",
-    "optimizer.lr=1e-2",
+    "optimizer.lr=5e-2",
     "scheduler=constant",
     "callbacks.ema=null",
     "data.augment=null",
@@ -609,8 +609,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert first.keys() == second.keys() == start.keys()
     moved = max(float((first[name] - start[name]).abs().max()) for name in first if first[name].is_floating_point())
     apart = max(float((first[name] - second[name]).abs().max()) for name in first)
-    print("APART", apart, "MOVED", moved)
-    assert apart < 1e-4 < 1e-2 < moved
+    assert apart < 1e-4
+    assert apart < moved / 1000, "training has changed more than that"
     kept, ours = (verification(tmp_path / name / "checkpoints/best.ckpt") for name in ("two", "one"))
     assert kept["threshold"] == pytest.approx(ours["threshold"], abs=1e-4)
     for name in ("roc.png", "embedding_map.png", "pairs.png"):
@@ -642,12 +642,12 @@ BY_HEART = (
 @pytest.mark.slow
 @pytest.mark.parametrize("model", trained_models())
 def test_eight_people_are_learnt_by_heart(tmp_path: Path, model: str) -> None:
-    """All pairs of their 160 images, tested by the threshold of the validation on the same."""
+    """1,000 pairs of each kind of their 160 images, and all pairs."""
     others = ("data.", "trainer.max_epochs=", "optimizer.")  # what debug=overfit and the case choose
     quick = (word for word in QUICK if not word.startswith(others))
     results = _train(tmp_path, f"model={model}", *quick, *BY_HEART)
     assert results["data/classes"] == 8
     assert results["test/images"] == 160  # themselves
-    assert results["test/accuracy"] > 0.95
+    assert results["test/best_accuracy"] > 0.95  # the test is the validation
     assert results["test/AUC"] > 0.99
     assert results["test/all_pairs/AUC"] > 0.99

@@ -235,6 +235,10 @@ class FacesData(FaceData):
         if not left:
             raise UserError(f"{asked.path}: all of its images are unusable. Fix: check data.root and data.test_root")
         pairs = PairList(asked.path, left).resolve(ids, files.folder())
+        if split == "val" and self.val_overlap:
+            what = f"{len(self.val_overlap)} of its {len(chosen)} people are trained on: its threshold is strict for strangers"
+            fix = "data.val_pairs=null data.val_identities=100 sets strangers aside; nothing is left out"
+            problems.append(Problem(asked.path, what, fix, kept=True))
         return self._with_distractors(split, files, usable, problems, lambda _: pairs)
 
     def _refuse_validated(self, asked: PairList) -> None:

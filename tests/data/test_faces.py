@@ -675,6 +675,9 @@ def test_validation_may_share_people(tmp_path):
     module = listed(folder(tmp_path / "a"), tmp_path, val_pairs=str(tmp_path / "val.txt"), val_identities=0)
     module.setup("fit")
     assert module.val_overlap == ["P00"]
+    (told,) = module.problems["val"]
+    assert told.kept
+    assert "1 of its 2 people are trained on" in str(told)
     assert len(module.source("val")) == 3  # only what is in pairs
 
 
