@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -87,7 +87,7 @@ def scaled_lr(cfg: DictConfig) -> float | None:
 
 
 def check_parts(cfg: DictConfig) -> None:
-    """Builds model, optimizer, schedule and metric once without memory, before any data is read.
+    """Builds every part of the run once without memory, before any data is read.
 
     Raises:
         UserError: a combination that a constructor refuses, with the constructor's own words.
@@ -100,14 +100,10 @@ def check_parts(cfg: DictConfig) -> None:
             f"data.image_size={cfg.data.image_size} differs from model.image_size={cfg.model.image_size}."
             " Fix: set model.image_size only; the data follows it"
         )
-    for name in ("model", "optimizer", "scheduler", "metric", "recipe"):
+    for name in ("model", "optimizer", "scheduler", "metric", "recipe", "data", "task", "callbacks"):
         try:
             with torch.device("meta"):
-                part = build_model(cfg.model, 2) if name == "model" else instantiate(cfg[name])
-                if name == "model":
-                    Freeze(cfg.freeze.patterns, cfg.freeze.unfreeze_at).check(part)
-                elif name == "optimizer":
-                    part([torch.zeros(1, requires_grad=True)])
+                part = _try_part(cfg, name)
         except UserError:
             raise
         except Exception as error:
@@ -119,19 +115,36 @@ def check_parts(cfg: DictConfig) -> None:
             raise UserError(f"data.pad={cfg.data.pad}: {type(part).__name__} needs square images. Fix: data.pad=square")
 
 
+def _try_part(cfg: DictConfig, name: str) -> Any:
+    """One part of the run, built as the run will build it."""
+    if name == "model":
+        model = build_model(cfg.model, 2)
+        Freeze(cfg.freeze.patterns, cfg.freeze.unfreeze_at).check(model)
+        return model
+    if name == "task":  # with nothing to train and to measure
+        return instantiate(cfg.task, model=nn.Identity(), optimizer=None, scheduler=None, metric=None, classes=[])
+    part = instantiate(cfg[name])
+    if name == "optimizer":
+        part([torch.zeros(1, requires_grad=True)])
+    return part
+
+
 def check_kinds(cfg: DictConfig) -> None:
-    """Model, task and data are of one kind: boxes or identities.
+    """Model, task, data, metric and callbacks are of one kind: boxes or identities.
 
     Raises:
         UserError: which of them is not.
     """
-    parts = [get_class(cfg[name]._target_) for name in ("model", "task", "data")]
-    model, task, data = (getattr(part, "kind", None) for part in parts)  # one's own need not say it
-    for part, kind in zip(parts[::2], (model, data), strict=True):
-        if None not in (kind, task) and kind != task:
+    task = get_class(cfg.task._target_)
+    wanted = getattr(task, "kind", None)
+    for node in (cfg.model, cfg.data, cfg.metric, *cfg.callbacks.values()):
+        part = get_object(node._target_) if node else None
+        kind = getattr(part, "kind", None)  # one's own need not say it
+        if None not in (kind, wanted) and kind != wanted:
             raise UserError(
-                f"{part.__name__} is for {kind}, {parts[1].__name__} for {task}. Fix: with data=shapes, voc, coco ..."
-                " model=yolo, faster_rcnn_fpn ...; with data=faces or drawn_faces model=facenet; the task follows the model"
+                f"{part.__name__} is for {kind}, {task.__name__} for {wanted}. Fix: with data=shapes, voc, coco ..."
+                " model=yolo, faster_rcnn_fpn ...; with data=faces or drawn_faces model=facenet; task, metric and"
+                " callbacks follow the model"
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -30,6 +30,8 @@ class FacePictures(Callback):
     Raises:
         UserError: no pairs asked for.
     """
+
+    kind: ClassVar[str] = "embedding"
 
     def __init__(self, folder: str, pairs: int = 6) -> None:
         if pairs < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,6 +21,8 @@ class Pictures(Callback):
         images: how many test images are drawn, spread evenly over the split and the same in every run.
         threshold: detections below this score are not drawn.
     """
+
+    kind: ClassVar[str] = "detection"
 
     def __init__(self, folder: str, images: int = 12, threshold: float = 0.3) -> None:
         self.folder, self.images, self.threshold = Path(folder), images, threshold

@@ -39,6 +39,7 @@ class WeightedChiSquare(Comparator):
 
     measure: ClassVar[str] = "weighted chi-square distance"
     falling: ClassVar[bool] = True
+    signed: ClassVar[bool] = False
     weight: Tensor
     bias: Tensor
 

@@ -24,10 +24,12 @@ class Comparator(nn.Module):
     Attributes:
         measure: what a user is shown: ``squared distance``, ``cosine`` ...
         falling: True where a *small* value of that measure means the same person (its score is then the value's negative).
+        signed: whether components of an embedding may be negative.
     """
 
     measure: ClassVar[str]
     falling: ClassVar[bool] = False
+    signed: ClassVar[bool] = True
 
     def __init__(self, dim: int) -> None:
         super().__init__()

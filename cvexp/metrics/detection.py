@@ -12,7 +12,7 @@ them into three arrays, gathers these once, drops repeated ids, sorts by id, eva
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ class CollectsDetections(Metric):
         result: the `CocoResult` of the last ``compute``, for curves; None before. Survives ``reset``.
     """
 
+    kind: ClassVar[str] = "detection"
     is_differentiable = False
     higher_is_better = True
     full_state_update = False

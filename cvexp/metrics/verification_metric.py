@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias
 
 import numpy as np
 import torch
@@ -60,6 +60,7 @@ class Verification(Metric):
         result: the `VerificationResult` of the last ``compute``, on every rank; None before. Survives ``reset``.
     """
 
+    kind: ClassVar[str] = "embedding"
     is_differentiable = False
     higher_is_better = True
     full_state_update = False

@@ -18,6 +18,9 @@ from cvexp.backbones.face_resnet29 import FaceResNet29 as Body
 from cvexp.comparators.comparator import Comparator
 from cvexp.types import UserError
 
+LEAST = 103
+"""Pixels; fewer leave less than a 3 x 3 kernel to the last convolutions, which have no padding."""
+
 
 class FaceResNet29(nn.Module):
     """A face embedding (contract 8) whose embeddings are **not** of length 1.
@@ -34,9 +37,10 @@ class FaceResNet29(nn.Module):
         class_parameters: none depends on the list of classes.
 
     Raises:
-        UserError: a missing weight file or one that does not fit.
+        UserError: a missing weight file or one that does not fit, or images of fewer than 103 pixels.
     """
 
+    kind = "embedding"
     class_parameters: tuple[str, ...] = ()
 
     def __init__(
@@ -49,6 +53,10 @@ class FaceResNet29(nn.Module):
         width: float = 1.0,
     ) -> None:
         super().__init__()
+        if image_size < LEAST:
+            raise UserError(
+                f"model.image_size={image_size}: nothing is left of an image below {LEAST} pixels. Fix: model.image_size=150"
+            )
         self.image_size = image_size
         self.backbone = Body(width)
         self.fc = nn.Linear(self.backbone.out_channels[-1], dim, bias=False)

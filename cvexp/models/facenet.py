@@ -47,7 +47,8 @@ class FaceNet(nn.Module):
         image_size: side of the images, pixels.
 
     Raises:
-        UserError: a dropout outside 0..1, or a loss of something else than distances.
+        UserError: a dropout outside 0..1, a loss of something else than distances, or a comparator of features that are
+            never negative.
     """
 
     kind = "embedding"
@@ -79,6 +80,11 @@ class FaceNet(nn.Module):
         self.embedding = nn.Linear(backbone.out_channels[-1], dim, bias=not norm)
         self.norm = nn.BatchNorm1d(dim) if norm else nn.Identity()
         self.comparator = comparator(dim)
+        if not self.comparator.signed:
+            raise UserError(
+                f"model.comparator: {type(self.comparator).__name__} is for features that are not negative, FaceNet's have both"
+                " signs. Fix: model/comparator=squared_l2, cosine or siamese"
+            )
         self.register_buffer("draw", torch.zeros((), dtype=torch.int64))  # of random negatives; a resumed run goes on
 
     def features(self, images: Tensor) -> Tensor:
