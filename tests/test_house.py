@@ -38,7 +38,7 @@ ARROWS: dict[str, set[str]] = {
     "recipes": {"types", "ops", "losses", "backbones", "necks", "models", "tasks", "metrics"},
     # beside the arrows
     "data": {"types", "ops"},
-    "metrics": {"types", "ops"},
+    "metrics": {"types", "ops", "viz"},  # their curves are drawn and written as all figures are
     "viz": {"types", "ops"},
     "callbacks": {"viz", "types", "metrics"},
     "schedules": {"types"},

@@ -7,7 +7,6 @@ precision is 0. The mean curve averages the classes at each recall, so its area 
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cvexp.metrics.coco_engine import CocoResult, Floats
+from cvexp.viz.figures import save_figure
 
 LEGEND_ROWS = 26
 DASHES = ("-", (0, (4, 1.2)), (0, (1.2, 1.0)), (0, (5, 1.2, 1.2, 1.2)))
@@ -50,7 +50,7 @@ def draw_pr_curves(
         _legend(figure, f"AP at IoU {iou:.2f}", columns)
     else:
         axes.text(0.5, 0.5, "no objects in the evaluated images", ha="center", va="center", color="0.4")
-    return _write(figure, Path(path))
+    return save_figure(figure, path)
 
 
 def _draw_classes(
@@ -95,12 +95,3 @@ def _decorate(axes: Axes, title: str, absent: int) -> None:
     axes.set_yticks(np.arange(0, 1.01, 0.1))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _write(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-        partial = Path(folder) / "curves.png"
-        figure.savefig(partial, format="png")
-        partial.replace(path)
-    return path

@@ -8,7 +8,6 @@ same and of the different pairs, as a user is shown them, and the threshold.
 from __future__ import annotations
 
 import math
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from cvexp.metrics.face_protocol import VerificationResult
 from cvexp.metrics.verification import ENOUGH, Floats, Roc, tar_interval
+from cvexp.viz.figures import save_figure
 
 SAME, DIFFERENT, INK = "#1b7f5c", "#c2452d", "#1f2a44"
 DASHED: Any = (0, (3, 1.5))
@@ -46,7 +46,7 @@ def draw_roc(result: VerificationResult, path: Path | str, *, title: str = "Veri
     else:
         _draw_curve(left, result, result.roc)
     _draw_values(right, result)
-    return _write(figure, Path(path))
+    return save_figure(figure, path)
 
 
 def _draw_curve(axes: Axes, result: VerificationResult, roc: Roc) -> None:
@@ -147,12 +147,3 @@ def _tidy(axes: Axes) -> None:
 def _plain(text: str) -> str:
     """A dollar would start mathematics."""
     return text.replace("$", r"\$")
-
-
-def _write(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-        partial = Path(folder) / "roc.png"
-        figure.savefig(partial, format="png")
-        partial.replace(path)
-    return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cvexp.types import UserError
+from cvexp.viz.figures import save_figure
 
 PEOPLE, PER_PERSON, THUMB = 12, 40, 34
 """People on the map, images of each, and side of a thumbnail in points."""
@@ -87,7 +87,7 @@ def draw_embedding_map(
         _draw(axes, embeddings, labels, usable, people, images)
     else:
         axes.text(0.5, 0.5, "no embeddings", ha="center", va="center", color="0.4")
-    return _write(figure, Path(path))
+    return save_figure(figure, path)
 
 
 def _draw(axes: Axes, embeddings: Tensor, labels: Tensor, usable: Tensor, people: Sequence[str], images: Any) -> None:
@@ -149,12 +149,3 @@ def _colour(index: int) -> tuple[float, ...]:
     )  # fmt: skip
     text = twelve[index % len(twelve)]
     return tuple(int(text[i : i + 2], 16) / 255 for i in (1, 3, 5))
-
-
-def _write(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-        partial = Path(folder) / "map.png"
-        figure.savefig(partial, format="png")
-        partial.replace(path)
-    return path
