@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cvexp.comparators.comparator import Comparator
-from cvexp.comparators.linear_rule import fit_linear_rule, squared_hinge
+from cvexp.comparators.learned import LearnedDistance
+from cvexp.comparators.linear_rule import squared_hinge
 from cvexp.comparators.precision import wide
 from cvexp.types import UserError
 
@@ -22,53 +22,28 @@ BLOCK = 1 << 15
 """Elements of a matrix that are added up at once."""
 
 
-class WeightedChiSquare(Comparator):
+class WeightedChiSquare(LearnedDistance):
     """``sum_i w_i (a_i - b_i)^2 / (a_i + b_i) - bias``; before a fit all weights are 1 and the bias is 0.
 
     The weights are a linear support vector machine's (squared hinge): the measure is below 0 where it says "same".
 
     Example: a = (1, 0, 3), b = (0, 0, 1), weights 1: 1 + 0 + 1 = 2.
 
-    Args:
-        dim: D, length of an embedding.
-        cost: of an error, against the size of the weights; a larger one learns few pairs by heart.
-
-    Raises:
-        UserError: ``cost`` is not above 0.
+    Arguments and errors: `LearnedDistance`.
     """
 
     measure: ClassVar[str] = "weighted chi-square distance"
-    falling: ClassVar[bool] = True
     signed: ClassVar[bool] = False
-    weight: Tensor
-    bias: Tensor
+    loss = staticmethod(squared_hinge)
 
-    def __init__(self, dim: int, cost: float = 0.01) -> None:
-        super().__init__(dim)
-        if not cost > 0:
-            raise UserError(f"model.comparator.cost={cost}. Fix: give a number above 0, such as 0.01.")
-        self.cost = cost
-        self.register_buffer("weight", torch.ones(dim))
-        self.register_buffer("bias", torch.zeros(()))
-
-    def fit(self, a: Tensor, b: Tensor, same: Tensor) -> None:
-        """Learns weights and bias from pairs ``[N, D]``, ``[N, D]``, bool ``[N]``.
-
-        Raises:
-            UserError: a negative or infinite component, all pairs of one kind.
-        """
-        weight, bias = fit_linear_rule(_components(a.double(), b.double()), same, squared_hinge, self.cost)
-        self.weight.copy_(-weight)
-        self.bias.copy_(bias)
-
-    def score(self, a: Tensor, b: Tensor) -> Tensor:
-        """``[..., D]`` and ``[..., D]`` (broadcast) to ``[...]``, the negative distance, at least float32.
+    def differ(self, a: Tensor, b: Tensor) -> Tensor:
+        """``(a_i - b_i)^2 / (a_i + b_i)``, 0 where both are 0.
 
         Raises:
             UserError: a negative component.
         """
-        with torch.autocast(a.device.type, enabled=False):
-            return self.bias - _components(wide(a), wide(b)) @ self.weight.to(wide(a).dtype)
+        _check(a, b)
+        return (a - b).square() / (a + b).clamp(min=TINY)
 
     def matrix(self, a: Tensor, b: Tensor) -> Tensor:
         """``[N, D]`` and ``[M, D]`` to ``[N, M]``, as ``a + b - 4 / (1/a + 1/b)`` component by component: a block stays in cache.
@@ -101,8 +76,3 @@ def _check(a: Tensor, b: Tensor) -> None:
             f"model.comparator: a component of an embedding is {lowest:g}, and chi-square is a distance of features that are "
             "not negative. Fix: a model whose embedding ends in a ReLU (DeepFace), or model/comparator=squared_l2."
         )
-
-
-def _components(a: Tensor, b: Tensor) -> Tensor:
-    _check(a, b)
-    return (a - b).square() / (a + b).clamp(min=TINY)
