@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from hydra.utils import get_class, get_object, instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LearningRateMonitor, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from omegaconf import DictConfig, OmegaConf
@@ -178,10 +178,19 @@ class Monitor(Callback):
 
     Args:
         name: of a logged value.
+        patience: of early stopping.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name, self.validations = name, 0
+    def __init__(self, name: str, patience: int | None = None) -> None:
+        self.name, self.patience, self.validations = name, patience, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A resumed run may have been stopped early before, and may have another patience now."""
+        for stopper in trainer.early_stopping_callbacks:
+            assert isinstance(stopper, EarlyStopping)
+            stopper.patience = self.patience or stopper.patience
+            if stopper.wait_count >= stopper.patience:
+                trainer.should_stop = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the checkpoints, which Lightning calls last.
@@ -227,9 +236,9 @@ def build_callbacks(cfg: DictConfig) -> list[Callback]:
     if cfg.early_stopping.patience is not None:
         options = {"mode": cfg.monitor_mode, "check_on_train_epoch_end": False}  # after each validation instead
         callbacks.append(EarlyStopping(cfg.monitor, **options, **cfg.early_stopping))
-    saving = cfg.trainer.enable_checkpointing and any(isinstance(c, Checkpoint) for c in callbacks)
-    if saving or cfg.early_stopping.patience is not None:
-        callbacks.insert(0, Monitor(cfg.monitor))
+    choosing = cfg.trainer.enable_checkpointing and any(isinstance(c, ModelCheckpoint) for c in callbacks)
+    if choosing or cfg.early_stopping.patience is not None:
+        callbacks.insert(0, Monitor(cfg.monitor, cfg.early_stopping.patience))
     if not cfg.trainer.enable_progress_bar:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
     if not cfg.trainer.enable_checkpointing or cfg.trainer.fast_dev_run:  # Lightning would save even a dry run's end
@@ -265,6 +274,8 @@ def quiet() -> None:
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_CHATTER))
     # Our loaders choose their workers on purpose: `shapes` has none because its images are drawn once and kept.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Ours begin where the run stopped: `cvexp.callbacks.last` tells them.
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     # Small data sets have fewer steps in an epoch than log_every_n_steps.
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     # Every process computes the same mAP from all detections: there is nothing to average.
@@ -286,6 +297,7 @@ _CHATTER = (
     "💡",
     "`Trainer.fit` stopped",
     "Restoring states",
+    "Restored all states",
     "Loaded model weights",
     "Loading `train_dataloader`",
 )

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from cvexp.callbacks.budget import Budget
+from cvexp.callbacks.last import resumed_from
+
 
 def end_to_end(
     make_trainer: Callable[[], Trainer], task: LightningModule, data: LightningDataModule
@@ -20,8 +23,8 @@ def end_to_end(
     """
     trainer = make_trainer()
     start = time.perf_counter()
-    trainer.fit(task, datamodule=data)
-    seconds = time.perf_counter() - start
+    trainer.fit(task, datamodule=data, ckpt_path=resumed_from(trainer), weights_only=True)
+    seconds = training_seconds(trainer, time.perf_counter() - start)
     results = {"train/seconds": seconds, "train/epochs": trainer.current_epoch, "train/steps": trainer.global_step}
     if trainer.interrupted:
         return results
@@ -50,9 +53,16 @@ def test_only(
 
 def kept_checkpoint(trainer: Trainer) -> str | None:
     """The best checkpoint; the last where no validation chose one; None where nothing is saved: the weights as they are."""
-    keeper = trainer.checkpoint_callback
-    best = getattr(keeper, "best_model_path", "") or getattr(keeper, "last_model_path", "")
-    return None if trainer.fast_dev_run else best or None
+    keepers = trainer.checkpoint_callbacks
+    paths = [getattr(keeper, name, "") for name in ("best_model_path", "last_model_path") for keeper in keepers]
+    return None if trainer.fast_dev_run else next(filter(None, paths), None)
+
+
+def training_seconds(trainer: Trainer, here: float) -> float:
+    """What training took, with what a resumed run had taken before, as the budget's clock knows it."""
+    if resumed_from(trainer) is None:
+        return here
+    return next((clock.elapsed for clock in trainer.callbacks if isinstance(clock, Budget)), here)
 
 
 def best_score(trainer: Trainer) -> dict[str, float]:

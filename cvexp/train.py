@@ -5,6 +5,7 @@ Heavy imports happen inside the functions, so that ``--help`` answers in a secon
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from cvexp import resume
 from cvexp.config import check_config, check_overrides, conf_dir, register_resolvers, report_errors
+from cvexp.resume import Change
 
 register_resolvers()
 
@@ -26,30 +29,32 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: configuration or data cannot be used.
     """
+    from cvexp.build import SUPPLIED, check_parts, quiet
+    from cvexp.resume import check_resumed, make_way, only_one
+
+    check_config(cfg, supplied=SUPPLIED, extra=cfg.allow_targets)
+    quiet()
+    check_parts(cfg)
+    changes = None if cfg.resume is None else check_resumed(cfg)
+    folder = Path(cfg.paths.output)
+    with only_one(folder):
+        make_way(folder, resumed=changes is not None)
+        return _train(cfg, changes)
+
+
+def _train(cfg: DictConfig, changes: list[Change] | None) -> dict[str, Any]:
+    """`train` in a folder that is its own; ``changes`` of a run that goes on."""
     from functools import partial
 
     from hydra.utils import instantiate
     from lightning.pytorch import seed_everything
 
-    from cvexp.build import (
-        SUPPLIED,
-        build_callbacks,
-        build_model,
-        build_optimizer,
-        check_parts,
-        describe,
-        open_loggers,
-        quiet,
-    )
+    from cvexp.build import build_callbacks, build_model, build_optimizer, describe, open_loggers
     from cvexp.results import write_config, write_problems, write_results
     from cvexp.transfer import known_people, read_weights, transfer
 
-    check_config(cfg, supplied=SUPPLIED, extra=cfg.allow_targets)
-    quiet()
-    check_parts(cfg)
     weights = None if cfg.init_from is None else read_weights(cfg.init_from)
     write_config(cfg)
-
     seed_everything(cfg.seed, workers=True, verbose=False)
     data = instantiate(cfg.data)
     known = known_people(weights, data)
@@ -89,9 +94,23 @@ def _run(cfg: DictConfig) -> float | None:
 
 @report_errors
 def main() -> None:
-    """The command: checks the words of the command line, then lets Hydra compose and run."""
+    """The command: looks for a run to go on with, checks the words of the command line, then lets Hydra compose and run."""
+    plan = resume.plan(sys.argv[1:])
+    if plan.note and resume.first_process():
+        print(plan.note, file=sys.stderr)
+    if plan.ended:
+        _show_ended(plan.folder)
+        return
+    sys.argv[1:] = plan.argv  # also what Lightning starts further processes with
     check_overrides(sys.argv[1:])
     _run()
+
+
+def _show_ended(folder: Path) -> None:
+    """The results of a run that has nothing left to do."""
+    from cvexp.results import show
+
+    show(json.loads((folder / "result.json").read_text(encoding="utf-8")), folder)
 
 
 if __name__ == "__main__":

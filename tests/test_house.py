@@ -35,7 +35,8 @@ ARROWS: dict[str, set[str]] = {
     "models": {"types", "ops", "losses", "backbones", "necks", "comparators"},
     # one kind of task: it serves every network of its kind and knows none by name
     "tasks": {"types", "ops", "losses", "metrics", "schedules"},
-    "recipes": {"types", "ops", "losses", "backbones", "necks", "models", "tasks", "metrics"},
+    # they make trainers, and ask callbacks how a stage went
+    "recipes": {"types", "ops", "losses", "backbones", "necks", "models", "tasks", "metrics", "callbacks"},
     # beside the arrows
     "data": {"types", "ops"},
     "metrics": {"types", "ops", "viz"},  # their curves are drawn and written as all figures are
@@ -47,7 +48,10 @@ ARROWS: dict[str, set[str]] = {
     "config": {"types"},
 }
 # Commands and what they are made of see everything, also the configuration. A new command is added here.
-COMMANDS = {"train", "evaluate", "predict", "predict_faces", "build", "results", "inference", "transfer", "config"}
+COMMANDS = {
+    *("train", "evaluate", "predict", "predict_faces", "build", "results", "inference", "transfer", "config"),
+    *("resume", "manifest", "launch", "replay"),
+}
 # The network does not know the trainer; pictures are drawn without one.
 WITHOUT_LIGHTNING = {
     "errors",
@@ -161,14 +165,14 @@ def test_networks_do_not_know_the_trainer(path: Path) -> None:
 
 def test_commands_do_not_import_torch_at_once() -> None:
     """``--help`` answers in a second: the top of a command module and of the package imports nothing heavy."""
-    light = [PACKAGE / "__init__.py", *(PACKAGE / f"{name}.py" for name in ("train", "evaluate", "predict"))]
+    light = [PACKAGE / "__init__.py", *(PACKAGE / f"{name}.py" for name in ("train", "evaluate", "predict", "resume"))]
     for path in light:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = imports(ast.unparse(ast.Module(top, [])))
         heavy = {name for name in names if name.split(".")[0] in {"torch", "torchvision", "lightning", "wandb", "timm"}}
         assert not heavy, relative(path)
-        assert parts_of(names) <= {"config", "errors"}, relative(path)
+        assert parts_of(names) <= {"config", "errors", "resume", "launch"}, relative(path)
 
 
 # --- the tree --------------------------------------------------------------------------------------------------------
@@ -191,8 +195,11 @@ def test_tests_mirror_the_package() -> None:
         "contracts",
         "life",
         "run",
-        "resume",
         "processes",
+        "hostile",
+        "fuzz_inputs",
+        "torture_resume",
+        "wandb_workspace",
         "training_features",
     }
     tests = REPOSITORY / "tests"

@@ -20,15 +20,18 @@ class Budget(Callback):
 
     def __init__(self, minutes: float | None = None) -> None:
         self.minutes = minutes
-        self._start = self._before = 0.0
+        self._start: float | None = None
+        self._before = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.monotonic()
+        if self.minutes is not None and self._before >= 60 * self.minutes:  # resumed after its end
+            trainer.should_stop = True
 
     @property
     def elapsed(self) -> float:
         """Seconds of training so far, those before an interruption included."""
-        return self._before + time.monotonic() - self._start
+        return self._before + (0.0 if self._start is None else time.monotonic() - self._start)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.minutes is None:
@@ -42,7 +45,7 @@ class Budget(Callback):
             trainer.check_val_every_n_epoch = 1  # else Lightning ends without the validation that saves the model
 
     def state_dict(self) -> dict[str, float]:
-        return {"elapsed": self.elapsed if self._start else self._before}
+        return {"elapsed": self.elapsed}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self._before = state_dict["elapsed"]

@@ -33,7 +33,9 @@ class EMA(Callback):
         if not self.average:
             self.average = {name: value.detach().clone() for name, value in state.items()}
         self.average = {name: value.to(state[name].device) for name, value in self.average.items()}
-        self._last_step = trainer.global_step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_step = trainer.global_step  # of a resumed run it is known only now
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -70,8 +72,8 @@ class EMA(Callback):
             self._swap(pl_module)
 
     @torch.no_grad()
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The averaged weights are the result of training."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The averaged weights are the result of training; after its last checkpoint, which can be gone on from."""
         for name, value in pl_module.state_dict().items():
             value.copy_(self.average[name])
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode
 
 from cvexp.data.face_pairs import drawn_pairs
-from cvexp.data.module import Split, collate
+from cvexp.data.module import Split, collate, make_loader
 from cvexp.data.records import Problem
 from cvexp.data.samplers import EpochOrder, GlobalBatches, IdentityBatches, IdentityOrder, check_batch
 from cvexp.data.transforms import GREY, Augment, Fit, Resize
@@ -186,6 +186,7 @@ class FaceData(LightningDataModule):
     def __post_init__(self) -> None:
         super().__init__()
         self._sources: dict[str, FaceSource] = {}
+        self._begin = (0, 0)
         at_least = {"image_size": 1, "batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "pairs": 1, "overfit": 2}
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -271,14 +272,11 @@ class FaceData(LightningDataModule):
             batches = IdentityBatches(order, rank, world)
         else:
             batches = GlobalBatches(EpochOrder(len(dataset), self.seed, shuffle=False), size, rank, world)
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=self.num_workers,
-            collate_fn=collate_faces,
-            persistent_workers=self.num_workers > 0 and training,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return make_loader(dataset, batches, self.num_workers, collate_faces, self._begin if training else None)
+
+    def start_at(self, epoch: int, batch: int) -> None:
+        """Where training goes on: the loader of `train_dataloader` begins with this batch of this epoch."""
+        self._begin = (epoch, batch)
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", training=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cvexp.data.records import Problem, Source
-from cvexp.data.samplers import EpochOrder, GlobalBatches
+from cvexp.data.samplers import EpochOrder, GlobalBatches, IdentityBatches
 from cvexp.data.transforms import GREY, Augment, Fit, Resize, on_ground
 from cvexp.types import Batch, GroundTruth, Target, UserError
 
@@ -99,6 +99,36 @@ def on_canvas(images: Sequence[Tensor], targets: Sequence[Target]) -> tuple[list
     return padded, [replace(target, masks=mask) for target, mask in zip(targets, masks, strict=True)]
 
 
+def make_loader(
+    dataset: Dataset,
+    batches: GlobalBatches | IdentityBatches,
+    num_workers: int,
+    collate_fn: Callable[[Sequence[Any]], Any],
+    begin: tuple[int, int] | None = None,
+) -> DataLoader:
+    """The loader of a split.
+
+    It has a generator of its own: torch's draws a seed for the workers at the start of each epoch, and from the global one
+    that would make a resumed run another.
+
+    Args:
+        begin: ``(epoch, batch)`` of training; None for validation and test. Lightning makes the first iterator before it sets
+            the epoch, so it is set here.
+    """
+    if begin is not None:
+        batches.begin = begin
+        batches.sampler.set_epoch(begin[0])
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=num_workers,
+        collate_fn=collate_fn,
+        persistent_workers=num_workers > 0 and begin is not None,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
 @dataclass(kw_only=True, eq=False)
 class DetectionData(LightningDataModule):
     """Settings and loaders that all detection data sets share; a data set implements `load`.
@@ -137,6 +167,7 @@ class DetectionData(LightningDataModule):
     def __post_init__(self) -> None:
         super().__init__()
         self._sources: dict[str, Source] = {}
+        self._begin = (0, 0)
         for name, least in (
             ("image_size", 1),
             ("batch_size", 1),
@@ -216,14 +247,12 @@ class DetectionData(LightningDataModule):
         order = EpochOrder(len(dataset), self.seed, training)
         groups = self._portrait(split) if self.pad == "batch" else None
         batches = GlobalBatches(order, size, rank, world, drop_last=training, groups=groups)
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,  # type: ignore[arg-type]
-            num_workers=self.num_workers,
-            collate_fn=partial(collate, ragged=self.pad == "batch"),
-            persistent_workers=self.num_workers > 0 and training,
-            pin_memory=torch.cuda.is_available(),
-        )
+        stack = partial(collate, ragged=self.pad == "batch")
+        return make_loader(dataset, batches, self.num_workers, stack, self._begin if training else None)
+
+    def start_at(self, epoch: int, batch: int) -> None:
+        """Where training goes on: the loader of `train_dataloader` begins with this batch of this epoch."""
+        self._begin = (epoch, batch)
 
     def _portrait(self, split: Split) -> list[int]:
         """Of each image 1 if it is higher than wide."""

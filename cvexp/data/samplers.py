@@ -1,7 +1,8 @@
 """The order of training samples: it depends on (seed, epoch) alone, never on processes or workers.
 
 Global batches are cut first and every process takes its share of each, so 1, 2 or 8 processes see the same batches and the
-loader's whole state is (epoch, batch). Keys are ``(epoch, index)``: a sample's randomness is seeded by (seed, epoch, index).
+loader's whole state is (epoch, batch): a resumed run starts there (``begin``). Keys are ``(epoch, index)``: a sample's
+randomness is seeded by (seed, epoch, index).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -49,6 +51,10 @@ class GlobalBatches:
         rank, world_size: this process among all.
         drop_last: leave out an incomplete last batch, unless it is the only one.
         groups: of each sample; batches are then of one group each, except the last ones. None: no groups.
+
+    Attributes:
+        begin: ``(epoch, batch)`` where a resumed run goes on; that epoch's batches before it are left out. The length stays
+            that of a whole epoch.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class GlobalBatches:
             raise ValueError(f"batch_size={batch_size} is not a multiple of {world_size} processes")
         self.sampler, self.batch_size, self.rank, self.world_size = sampler, batch_size, rank, world_size
         self.drop_last, self.groups = drop_last, groups
+        self.begin = (0, 0)
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.sampler), self.batch_size)
@@ -73,11 +80,17 @@ class GlobalBatches:
         order = list(self.sampler)
         if self.groups is not None:
             order = by_group(order, self.groups, self.batch_size)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
+        for number in range(first_batch(self.begin, self.sampler.epoch), len(self)):
+            start = number * self.batch_size
             batch = order[start : start + self.batch_size]
             wanted = math.ceil(len(batch) / self.world_size) * self.world_size
             batch += [order[i % len(order)] for i in range(wanted - len(batch))]
             yield batch[self.rank :: self.world_size]
+
+
+def first_batch(begin: tuple[int, int], epoch: int) -> int:
+    """The first batch of an epoch: 0, but for the epoch in which a resumed run goes on."""
+    return begin[1] if epoch == begin[0] else 0
 
 
 def by_group(order: list[tuple[int, int]], groups: Sequence[int], batch_size: int) -> list[tuple[int, int]]:
@@ -215,18 +228,23 @@ class IdentityBatches:
     Args:
         sampler: the global batches; Lightning finds it here and calls its `set_epoch`.
         rank, world_size: this process among all; the batch size is a multiple of ``world_size``.
+
+    Attributes:
+        begin: as `GlobalBatches`'.
     """
 
     def __init__(self, sampler: IdentityOrder, rank: int = 0, world_size: int = 1) -> None:
         if sampler.batch_size % world_size:
             raise ValueError(f"batch_size={sampler.batch_size} is not a multiple of {world_size} processes")
         self.sampler, self.rank, self.world_size = sampler, rank, world_size
+        self.begin = (0, 0)
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return (batch[self.rank :: self.world_size] for batch in self.sampler)
+        for batch in islice(self.sampler, first_batch(self.begin, self.sampler.epoch), None):
+            yield batch[self.rank :: self.world_size]
 
 
 def check_batch(batch_size: int, images_per_identity: int) -> None:

@@ -1,0 +1,1 @@
+"""Where what is logged goes: one file for each kind of logger."""
