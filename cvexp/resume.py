@@ -263,6 +263,8 @@ def make_way(folder: Path, resumed: bool) -> None:
     if not first_process():
         return
     result = folder / "result.json"
+    for part in (folder / "checkpoints").glob(".*.part"):  # a kill while saving
+        part.unlink()
     if resumed:
         if result.exists():
             steps = json.loads(result.read_text(encoding="utf-8")).get("train/steps", 0)

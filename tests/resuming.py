@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,20 +48,25 @@ class CutError(Exception):
 
 
 class CutOff(Callback):
-    """Ends the process's work at a moment, as a kill would.
+    """Ends the process's work at a moment, as a kill would; or sends it a signal.
 
     Args:
         moment: name of a hook.
         step: optimizer steps that are done then.
+        signal: number of a signal; 0: no signal but an end.
     """
 
-    def __init__(self, moment: str, step: int) -> None:
-        self.moment, self.step = moment, step
+    def __init__(self, moment: str, step: int, signal: int = 0) -> None:
+        self.moment, self.step, self.signal = moment, step, signal
         setattr(self, moment, self._cut)
 
     def _cut(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.global_step >= self.step:
+        if trainer.global_step < self.step:
+            return
+        if not self.signal:
             raise CutError(self.moment)
+        os.kill(os.getpid(), self.signal)
+        self.step = 10**9  # once
 
 
 def train_here(folder: Path, *overrides: str) -> dict[str, Any]:
@@ -76,10 +82,10 @@ def train_here(folder: Path, *overrides: str) -> dict[str, Any]:
         return train(hydra.compose("train", [*overrides, f"paths.output={folder}"]))
 
 
-def cut_words(moment: str, step: int) -> list[str]:
+def cut_words(moment: str, step: int, signal: int = 0) -> list[str]:
     """Overrides that add a `CutOff`."""
-    node = f"{{_target_:resuming.CutOff,moment:{moment},step:{step}}}"
-    return [f"+callbacks.progress_cut={node}", "allow_targets=[resuming]"]
+    node = f"{{_target_:resuming.CutOff,moment:{moment},step:{step},signal:{int(signal)}}}"
+    return [f"+callbacks.cut={node}", "allow_targets=[resuming]"]
 
 
 def last(folder: Path) -> dict[str, Any]:

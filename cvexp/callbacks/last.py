@@ -259,9 +259,9 @@ def write_loops(loops: dict[str, Any], position: dict[str, Any], batches: float)
 def go_on(trainer: Trainer, pl_module: LightningModule, position: dict[str, Any]) -> None:
     """At the start of a resumed training: loops, random numbers, logs and learning rate as if there had been no end."""
     loop = trainer.fit_loop
-    loop.restarting = False  # the epoch begins as every other, with its hooks
+    loop._restarting = False  # the epoch begins as every other, with its hooks
+    loop.epoch_loop.restarting = position["batch"] > 0  # but with the batches that are done counted
     if position["batch"]:
-        loop.epoch_loop.restarting = True  # but with the batches that are done counted
         loop.epoch_loop.update_restart_stage()
         if not position["validating"] and loop.epoch_loop._should_check_val_fx(loop._data_fetcher):  # type: ignore[arg-type]
             # Lightning then makes an empty round, in which it passes the validation over; it counts as a step.

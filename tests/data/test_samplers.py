@@ -314,3 +314,32 @@ def test_lightning_finds_the_order_of_people():
     _set_sampler_epoch(loader, 4)
     assert batches.sampler.epoch == 4
     assert len(loader) == 2
+
+
+# --- going on within an epoch ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("batch", [0, 1, 3, 5])
+def test_a_resumed_epoch_leaves_out_what_was_seen(world: int, batch: int) -> None:
+    """Of epoch 4 the batches before ``batch``; of epoch 5 none. The length stays that of a whole epoch."""
+    for rank in range(world):
+        whole, resumed = (GlobalBatches(EpochOrder(20, 1, shuffle=True), 4, rank, world) for _ in range(2))
+        resumed.begin = (4, batch)
+        for epoch in (4, 5):
+            whole.sampler.set_epoch(epoch)
+            resumed.sampler.set_epoch(epoch)
+            assert list(resumed) == list(whole)[batch if epoch == 4 else 0 :]
+        assert len(resumed) == 5
+
+
+@pytest.mark.parametrize("batch", [0, 1, 4])
+def test_people_of_a_resumed_epoch(batch: int) -> None:
+    labels = [person for person in range(6) for _ in range(4)]
+    whole, resumed = (IdentityBatches(IdentityOrder(labels, 8, 2, seed=3)) for _ in range(2))
+    resumed.begin = (2, batch)
+    for epoch in (2, 3):
+        whole.sampler.set_epoch(epoch)
+        resumed.sampler.set_epoch(epoch)
+        assert list(resumed) == list(whole)[batch if epoch == 2 else 0 :]
+    assert len(resumed) == 3
