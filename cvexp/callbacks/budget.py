@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from cvexp.callbacks.agreement import Agreement
+
 
 class Budget(Callback):
     """Stops training after ``minutes`` and tells the task how much of them is used.
@@ -22,9 +24,11 @@ class Budget(Callback):
         self.minutes = minutes
         self._start: float | None = None
         self._before = 0.0
+        self._processes = Agreement()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.monotonic()
+        self._processes = Agreement(trainer)
         if self.minutes is not None and self._before >= 60 * self.minutes:  # resumed after its end
             trainer.should_stop = True
 
@@ -36,8 +40,7 @@ class Budget(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.minutes is None:
             return
-        used = self.elapsed / (60 * self.minutes)
-        pl_module.clock = trainer.strategy.broadcast(used) if trainer.world_size > 1 else used  # type: ignore[assignment]
+        pl_module.clock = self._processes.first(self.elapsed / (60 * self.minutes))  # type: ignore[assignment]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.minutes is not None and pl_module.clock >= 1:  # type: ignore[operator]

@@ -18,13 +18,13 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim.lr_scheduler import LambdaLR
 
+from cvexp.callbacks.agreement import Agreement
 from cvexp.callbacks.atomic_io import AtomicIO
 from cvexp.callbacks.random_state import begin_anew, random_state, set_random_state
 from cvexp.types import UserError
@@ -60,7 +60,7 @@ class Last(Checkpoint):
         self._loaded: dict[str, Any] | None = None  # the position of the checkpoint that was read
         self._signal = 0
         self._handlers: dict[int, Any] = {}
-        self._group: Any = None  # of processes, between CPUs
+        self._processes = Agreement()
         self._validation: dict[str, Any] | None = None  # random state before a validation that goes on
         self._validated = False  # since the last save
         self._saved, self._saved_step = 0.0, 0
@@ -78,7 +78,9 @@ class Last(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved, self._saved_step, self._validated = time.monotonic(), trainer.global_step, False
-        self._agree_over(trainer)
+        self._processes = Agreement(trainer)
+        if self._processes.group is not None:
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _ask_nobody  # type: ignore[method-assign]
         if self._loaded is not None:
             go_on(trainer, pl_module, self._loaded)
             self._loaded = None
@@ -87,7 +89,7 @@ class Last(Checkpoint):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches:  # half a step
             return
-        wish = self._agreed(self._signal or SAVE * self._due(trainer, batch_idx))
+        wish = int(self._processes.largest(self._signal or SAVE * self._due(trainer, batch_idx)))
         if wish:
             self._save(trainer)
         if wish > STOP:
@@ -98,7 +100,7 @@ class Last(Checkpoint):
             self._validation = random_state()
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.state.fn == "fit" and (wish := self._agreed(self._signal)):
+        if trainer.state.fn == "fit" and (wish := int(self._processes.largest(self._signal))):
             self._save(trainer)
             self._stop(trainer, wish - STOP)
 
@@ -124,7 +126,7 @@ class Last(Checkpoint):
         if trainer.state.fn != "fit":
             return
         epoch, batch = reached(trainer, validating=self._validation is not None)
-        states = self._gather(self._validation or random_state())
+        states = self._processes.gathered(self._validation or random_state())
         checkpoint["position"] = {
             "epoch": epoch,
             "batch": batch,
@@ -192,33 +194,9 @@ class Last(Checkpoint):
         # The processes that the first one started end quietly: it would take another code for a failure and be killed.
         raise SystemExit(128 + number if trainer.is_global_zero or trainer.testing else 0)
 
-    # -- processes -----------------------------------------------------------------------------------------------------
-
-    def _agree_over(self, trainer: Trainer) -> None:
-        """A connection between CPUs: asking a GPU would make every step wait for it, as Lightning's own question does."""
-        if trainer.world_size == 1 or not torch.distributed.is_initialized():
-            return
-        gloo = torch.distributed.get_backend() == "gloo"
-        self._group = torch.distributed.group.WORLD if gloo else torch.distributed.new_group(backend="gloo")
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _ask_nobody  # type: ignore[method-assign]
-
-    def _agreed(self, wish: int) -> int:
-        if self._group is None:
-            return wish
-        found = torch.tensor(wish)
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self._group)
-        return int(found)
-
-    def _gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
-        if self._group is None:
-            return [state]
-        states: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(states, state, group=self._group)
-        return states
-
 
 def _ask_nobody() -> None:
-    """In place of Lightning's question to all processes, in every step, whether there was a SIGTERM."""
+    """In place of Lightning's question to all processes, in every step and over the GPUs, whether there was a SIGTERM."""
 
 
 def reached(trainer: Trainer, validating: bool) -> tuple[int, int]:
