@@ -7,13 +7,14 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
 from hydra.utils import get_class, get_object, instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_info
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -21,6 +22,7 @@ from torch import nn
 import cvexp
 from cvexp.callbacks.freeze import Freeze
 from cvexp.config.messages import listing, suggest
+from cvexp.loggers.shown import Shows
 from cvexp.types import UserError
 
 SUPPLIED = {
@@ -94,6 +96,7 @@ def check_parts(cfg: DictConfig) -> None:
     """
     check_kinds(cfg)
     check_monitor(cfg)
+    check_loggers(cfg)
     scaled_lr(cfg)
     if cfg.data.image_size != cfg.model.image_size:
         raise UserError(
@@ -248,19 +251,40 @@ def build_callbacks(cfg: DictConfig) -> list[Callback]:
     return callbacks
 
 
+def check_loggers(cfg: DictConfig) -> None:
+    """Whether the loggers' packages are there; they are opened, which has effects, only when the data is known.
+
+    Raises:
+        UserError: one is missing.
+    """
+    for node in cfg.logger.values():
+        if node:
+            module = import_module(get_object(node._target_).__module__)
+            getattr(module, "check", lambda: None)()
+
+
 @contextmanager
 def open_loggers(cfg: DictConfig) -> Iterator[list[Logger]]:
-    """The loggers of a run, told the resolved configuration; closed whatever happens, so that a sweep's next job starts anew."""
-    loggers = [logger for logger in instantiate(cfg.logger).values() if logger is not None]
+    """The loggers of a run, told the resolved configuration; closed whatever happens, so that a sweep's next job starts anew.
+
+    A run that raises is marked as failed, one that a signal ended by its exit code.
+    """
+    loggers: list[Logger] = []
+    code = 1
     try:
+        loggers.extend(instantiate(node) for node in cfg.logger.values() if node is not None)  # one by one
         for logger in loggers:
             if not isinstance(logger, CSVLogger):  # config.yaml lies beside metrics.csv already
                 logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
         yield loggers
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+        raise
     finally:
         for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.finish()
+            if isinstance(logger, Shows):
+                logger.finish(code)
 
 
 def quiet() -> None:

@@ -47,7 +47,7 @@ MAY_CHANGE = (
 """Keys (patterns as of file names) that may be others when a run goes on."""
 MUST_STAY = ("callbacks.ema*", "callbacks.freeze*", "callbacks.best*")
 """Keys among them that must not."""
-OF_ONE_RUN = ("wandb_run.txt", "alarms.txt")
+OF_ONE_RUN = ("wandb_run.txt", "mlflow_run.txt", "alarms.txt")
 """Files of a run that a new one in the same folder must not find."""
 
 

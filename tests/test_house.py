@@ -41,9 +41,9 @@ ARROWS: dict[str, set[str]] = {
     "data": {"types", "ops"},
     "metrics": {"types", "ops", "viz"},  # their curves are drawn and written as all figures are
     "viz": {"types", "ops"},
-    "callbacks": {"viz", "types", "metrics"},
+    "callbacks": {"viz", "types", "metrics", "loggers"},  # what they make is shown by the loggers
     "schedules": {"types"},
-    "loggers": {"types"},
+    "loggers": {"types", "viz"},  # boxes are drawn where a logger has none of its own
     "video": set(),  # frames in and out
     "config": {"types"},
 }

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from cvexp.loggers.shown import Captioned, audience, logged_step
 from cvexp.metrics.roc_curves import draw_roc
 from cvexp.types import FaceTruth, UserError
 from cvexp.viz import save
@@ -21,7 +21,7 @@ from cvexp.viz.faces import BLACK, PALE, RIGHT, WRONG, column, pair, strip
 
 
 class FacePictures(Callback):
-    """Writes ``roc.png``, ``embedding_map.png`` and ``pairs.png`` into ``folder``, to W&B too where a run has it.
+    """Writes ``roc.png``, ``embedding_map.png`` and ``pairs.png`` into ``folder``; loggers that show pictures get them too.
 
     Args:
         folder: of the run.
@@ -55,10 +55,11 @@ class FacePictures(Callback):
         if len(result.scores):
             written.append(self.folder / "pairs.png")
             save(worst_pairs(result, truth, source, self.pairs), written[-1])
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                for path in written:
-                    logger.log_image(f"test/{path.stem}", [str(path)])
+        for logger in audience(trainer):
+            for path in written:
+                logger.show_pictures(
+                    f"test/{path.stem}", [Captioned(Image.open(path), path.name)], logged_step(trainer)
+                )
         for note in result.notes:
             Console().print(f"note: {note}", style="yellow", soft_wrap=True, highlight=False)
 

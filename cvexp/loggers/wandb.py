@@ -60,7 +60,9 @@ def wandb(
         UserError: an unknown choice of artifacts, or a ``wandb_run.txt`` that holds no id.
     """
     if artifacts not in get_args(Artifacts):
-        raise UserError(f"logger.wandb.artifacts={artifacts} is none of none, best, all. Fix: logger.wandb.artifacts=best")
+        raise UserError(
+            f"logger.wandb.artifacts={artifacts} is none of none, best, all. Fix: logger.wandb.artifacts=best"
+        )
     settings = {
         "project": project, "name": name or run_name(Path(folder)), "group": group, "job_type": job_type,
         "tags": list(tags), "notes": notes, "entity": entity, "dir": folder,
@@ -190,7 +192,11 @@ class WandbRun(WandbLogger, Shows):
             return
         self._uploaded[path.name] = path.stat().st_mtime_ns
         score = self._checkpoints.best_model_score if alias == "best" else None
-        about = {"step": self._last, "monitor": self._checkpoints.monitor, "score": None if score is None else float(score)}
+        about = {
+            "step": self._last,
+            "monitor": self._checkpoints.monitor,
+            "score": None if score is None else float(score),
+        }
         artifact = library.Artifact(f"model-{self.experiment.id}", type="model", metadata=about)
         artifact.add_file(str(path), name=path.name)
         self.experiment.log_artifact(artifact, aliases=[alias, f"step-{self._last}"])
@@ -221,10 +227,12 @@ def image_with_boxes(shown: Boxed, classes: Sequence[str]) -> Any:
     truth_map, found_map = masks_of(shown)
     maps = {"ground_truth": truth_map, "predictions": found_map}
     masks = {
-        name: {"mask_data": values, "class_labels": names | {0: "ground"}} for name, values in maps.items() if values is not None
+        name: {"mask_data": values, "class_labels": names | {0: "ground"}}
+        for name, values in maps.items()
+        if values is not None
     }
     picture = shown.image.permute(1, 2, 0).contiguous().cpu().numpy()
-    return library.Image(picture, caption=shown.name, boxes=boxes, masks=masks or None, file_type="jpg")  # type: ignore[arg-type]
+    return library.Image(picture, caption=shown.name, boxes=boxes, masks=masks or None, file_type="jpg")
 
 
 def _labels(labels: Any, flags: Any) -> list[tuple[int, bool]]:
@@ -265,7 +273,7 @@ def _begin(settings: dict[str, Any], mode: Mode | None) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     own = library.Settings(init_timeout=INIT_TIMEOUT, console="off")
     settings = settings | {"settings": own} | _former_run(folder)
-    chosen = mode or os.environ.get("WANDB_MODE") or _reachable(library)
+    chosen: Any = mode or os.environ.get("WANDB_MODE") or _reachable(library)
     run = _online(library, settings) if chosen == "online" else None
     if run is None:
         chosen = "offline" if chosen == "online" else chosen
@@ -290,7 +298,8 @@ def _online(library: Any, settings: dict[str, Any]) -> Any:
 
 def sync_command(folder: Path, run_id: str) -> str:
     """What uploads the offline parts of a run; W&B joins them, in order of their start, because they have one id."""
-    parts = sorted(str(path) for path in (folder / "wandb").glob(f"offline-run-*-{run_id}"))
+    names = (f"offline-run-*-{run_id}", f"offline-run-*-{run_id}-*")  # the second: two in the same second
+    parts = sorted(str(path) for name in names for path in (folder / "wandb").glob(name))
     return shlex.join(["wandb", "sync", *parts])
 
 

@@ -216,7 +216,7 @@ def test_no_pairs_are_refused() -> None:
 
 
 def test_wandb_gets_the_pictures(tmp_path: Path) -> None:
-    from cvexp.loggers import wandb
+    from cvexp.loggers.wandb import wandb
 
     logger = wandb(str(tmp_path / "log"), mode="offline")
     try:
