@@ -76,6 +76,7 @@ PLACES = {
     "results": "result.json",
     "curves over time": "metrics.csv",
     "configuration": "config.yaml",
+    "what it was made of": "manifest.json",
     "precision-recall": "pr_curves.png",
     "pictures": "predictions.png",
     "ROC": "roc.png",
@@ -118,7 +119,7 @@ def _where(console: Console, results: dict[str, Any], folder: Path) -> None:
     """Where to look, and what to do next."""
     for label, name in PLACES.items():
         if (folder / name).exists():
-            console.print(f"{label:>18}: {folder / name}", soft_wrap=True, highlight=False)
+            console.print(f"{label:>19}: {folder / name}", soft_wrap=True, highlight=False)
     best = folder / PLACES["best checkpoint"]
     if best.exists():
         faces = any(name.endswith("/AUC") for name in results)

@@ -174,9 +174,10 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def stored_words(folder: Path) -> list[str]:
-    """The overrides that a run was started by, without those of Hydra itself."""
+    """The overrides that a run was last started or resumed by, without those of Hydra itself."""
     try:
-        words = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["overrides"]
+        content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        words = [content, *content.get("resumed", [])][-1]["overrides"]
     except (OSError, ValueError, LookupError, TypeError):
         path = folder / ".hydra" / "overrides.yaml"
         words = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else []

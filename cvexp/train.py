@@ -50,6 +50,7 @@ def _train(cfg: DictConfig, changes: list[Change] | None) -> dict[str, Any]:
     from lightning.pytorch import seed_everything
 
     from cvexp.build import build_callbacks, build_model, build_optimizer, describe, open_loggers
+    from cvexp.manifest import check_data, typed_overrides, write_manifest
     from cvexp.results import write_config, write_problems, write_results
     from cvexp.transfer import known_people, read_weights, transfer
 
@@ -63,6 +64,9 @@ def _train(cfg: DictConfig, changes: list[Change] | None) -> dict[str, Any]:
     if known:
         data.check_classes(known)
     write_problems(data.problems, cfg.paths.output)
+    if changes is not None:
+        check_data(data, cfg.paths.output)
+    write_manifest(cfg, data, overrides=typed_overrides(), argv=sys.argv, resumed=cfg.resume, changes=changes or ())
 
     model = build_model(cfg.model, num_classes=len(data.class_names))
     if weights is not None:

@@ -157,9 +157,12 @@ def scores(results: dict[str, Any], split: str = "test") -> dict[str, Any]:
 
 def test_what_a_run_leaves_behind(run: Run) -> None:
     folder, results = run
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"alarms.txt"}
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {
+        "alarms.txt",
+        "git.diff",
+    }
     pictures = {"roc.png", "embedding_map.png", "pairs.png"}
-    tables = {"config.yaml", "metrics.csv", "result.json"}
+    tables = {"config.yaml", "manifest.json", "metrics.csv", "result.json"}
     assert files == {*pictures, *tables, "checkpoints/best.ckpt", "checkpoints/last.ckpt"}  # nothing half-written
     assert all((folder / name).stat().st_size > 0 for name in files)
     for name in pictures:
@@ -547,7 +550,9 @@ def test_a_folder_of_one_s_own(tmp_path: Path) -> None:
 def test_debug_step_saves_nothing_but_the_configuration(tmp_path: Path) -> None:
     results = _train(tmp_path, *TINY, "debug=step")
     assert results["train/steps"] == 1
-    assert {path.name for path in tmp_path.iterdir()} <= {"config.yaml", "result.json", "metrics.csv"}
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        *("config.yaml", "result.json", "metrics.csv", "manifest.json", "git.diff"),
+    }
 
 
 def test_the_end_by_the_clock_has_a_threshold(tmp_path: Path) -> None:

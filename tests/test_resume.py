@@ -221,6 +221,21 @@ def test_killed_and_resumed_by_the_same_words(whole: Whole, tmp_path: Path) -> N
     assert "test/AP" in out
 
 
+def test_a_signal_to_the_whole_group(tmp_path: Path) -> None:
+    """As a scheduler sends it: loader workers leave it to the training process, which saves."""
+    words = [*MODELS["yolo"], *QUICK, "data.num_workers=2", "trainer.max_epochs=1000", "hydra.run.dir=run"]
+    run = command(tmp_path, *words)
+    wait_for(tmp_path / "run/checkpoints/last.ckpt")
+    os.killpg(run.pid, signal.SIGTERM)
+    out = run.communicate(timeout=60)[0]
+    assert run.returncode == 143, out
+    assert "stopped by SIGTERM after step" in out
+    assert f"To go on: python -m cvexp.train resume={tmp_path / 'run'}" in out
+    assert "Traceback" not in out
+    assert last(tmp_path / "run")["position"]["step"] > 0
+    assert json.loads((tmp_path / "run/manifest.json").read_text())["overrides"] == words[:-1]
+
+
 # --- what may change -------------------------------------------------------------------------------------------------
 
 
@@ -281,6 +296,19 @@ def test_what_decides_the_result_may_not_change(compose: Compose, tmp_path: Path
     assert {"trainer.max_epochs", "data.num_workers", "logger.wandb.project"} <= {change.key for change in changes}
     with pytest.raises(UserError, match=r"1 key\(s\) differ.*optimizer\.lr: 0\.001 -> 0\.5.*Fix: .*init_from="):
         refuse(tmp_path / "run", changes)
+
+
+def test_other_data_is_refused(tmp_path: Path) -> None:
+    """The annotations are not those that the run began with."""
+    words = [*MODELS["yolo"], *QUICK]
+    with pytest.raises(CutError):
+        train_here(tmp_path, *words, *cut_words("on_train_batch_end", 5))
+    path = tmp_path / "manifest.json"
+    content = json.loads(path.read_text())
+    content["data"]["val"]["hash"] = "0" * 32
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"the data of 'val' is not what the run began with .*4 -> 4 images.*Fix: "):
+        goes_on(tmp_path, *words)
 
 
 @pytest.mark.parametrize(
@@ -454,6 +482,9 @@ def test_stored_words(tmp_path: Path) -> None:
     assert stored_words(tmp_path) == ["model=yolo"]
     (tmp_path / "manifest.json").write_text(json.dumps({"overrides": ["model=facenet"]}))
     assert stored_words(tmp_path) == ["model=facenet"]
+    resumed = {"overrides": ["model=facenet"], "resumed": [{"overrides": ["model=facenet", "trainer.max_epochs=9"]}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(resumed))  # what it was extended by stays
+    assert stored_words(tmp_path) == ["model=facenet", "trainer.max_epochs=9"]
     (tmp_path / "manifest.json").write_text("{")  # broken: Hydra's own record
     assert stored_words(tmp_path) == ["model=yolo"]
 

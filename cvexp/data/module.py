@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -123,10 +125,22 @@ def make_loader(
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=num_workers,
         collate_fn=collate_fn,
+        worker_init_fn=leave_signals,
         persistent_workers=num_workers > 0 and begin is not None,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def leave_signals(worker: int) -> None:
+    """A signal to the whole process group (a scheduler's SIGTERM, a terminal's Ctrl-C) is for the training process to heed.
+
+    A worker that died of it would end the training before it has saved. Workers end with it, or by a second SIGTERM. Seeds the
+    worker as Lightning does where nothing else is to be done.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    pl_worker_init_function(worker)
 
 
 @dataclass(kw_only=True, eq=False)

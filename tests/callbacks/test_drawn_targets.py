@@ -197,8 +197,8 @@ def test_debug_targets_draws_a_batch_and_ends(
     compose: Callable[..., Any], tiny: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     results = run(compose, *tiny, "recipe.images=3")
-    written = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert written == {"config.yaml", "result.json", *(f"targets_cells_{k}.png" for k in (1, 2, 3))}
+    written = {path.name for path in tmp_path.rglob("*") if path.is_file()} - {"git.diff"}
+    assert written == {"config.yaml", "manifest.json", "result.json", *(f"targets_cells_{k}.png" for k in (1, 2, 3))}
     assert Image.open(tmp_path / "targets_cells_1.png").width == 800 + 380 + 48
     assert "train/steps" not in results
     assert 0 < results["targets/cells/positive"] <= results["targets/cells/objects"]
