@@ -27,7 +27,7 @@ from typing import IO, Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from cvexp.config import Composer
+from cvexp.config import Composer, check_overrides
 from cvexp.config.messages import shown
 from cvexp.config.sources import CommandLine
 from cvexp.errors import UserError
@@ -105,6 +105,7 @@ def plan(argv: Sequence[str]) -> Plan:
     flags = list(argv)
     for word in line.words:
         flags.remove(word)
+    check_overrides([*flags, *typed])  # a misspelled word is told as ever
     if wanted == "auto":
         return _newest(typed, flags, line)
     folder = run_folder(Path(wanted))
@@ -144,7 +145,8 @@ def _going_on(folder: Path, wanted: Path, words: list[str], flags: list[str], ch
         return Plan([], folder, ended=True, note=note)
     words = [word for word in words if _key(word) != "hydra.run.dir"]
     places = [f"resume={_quoted(checkpoint.absolute())}", f"hydra.run.dir={_quoted(folder.absolute())}"]
-    return Plan([*flags, *words, *places], folder, note=f"going on with {folder}")
+    told = "; ".join(str(change) for change in changes if not change.matches(("resume", "paths.*")))
+    return Plan([*flags, *words, *places], folder, note=f"going on with {folder}" + (told and f"; changed: {told}"))
 
 
 def run_folder(wanted: Path) -> Path:

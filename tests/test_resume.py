@@ -268,6 +268,16 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
+def test_fewer_epochs_than_are_done(tmp_path: Path) -> None:
+    words = [*MODELS["yolo"], *QUICK]
+    with pytest.raises(CutError):
+        train_here(tmp_path, *words, *cut_words("on_train_batch_end", 9))
+    with pytest.raises(
+        UserError, match=r"2 epochs are done, trainer\.max_epochs=1 lies before\. Fix: trainer\.max_epochs=2"
+    ):
+        goes_on(tmp_path, *words, "trainer.max_epochs=1")
+
+
 def test_another_number_of_processes_is_told(tmp_path: Path, said: list[str]) -> None:
     """A checkpoint of two processes, made by repeating the random state of one."""
     words = [*MODELS["yolo"], *QUICK]
@@ -380,6 +390,7 @@ def test_auto_leaves_a_run_that_has_ended(runs: Path) -> None:
     assert "has ended" in found.note
     longer = plan([*WORDS, "seed=1", "resume=auto", "trainer.max_epochs=99"])
     assert not longer.ended
+    assert longer.note == "going on with runs/yolo-shapes/b; changed: trainer.max_epochs: 12 -> 99"
     assert "trainer.max_epochs=99" in longer.argv
 
 
@@ -438,6 +449,7 @@ def test_a_hydra_run_dir_is_the_only_candidate(runs: Path) -> None:
         ),
         pytest.param(["resume=runs/yolo-shapes/a", "seed=4"], r"seed: 0 -> 4", id="another seed"),
         pytest.param(["-m", "resume=auto", "seed=1,2"], "continues one run", id="a sweep"),
+        pytest.param(["resume=auto", "sed=1"], "did you mean 'seed'", id="a misspelled word"),
         pytest.param(
             ["resume=runs/yolo-shapes/a/checkpoints/best.ckpt"], "there is no .*best.ckpt", id="no such checkpoint"
         ),

@@ -140,14 +140,20 @@ class Last(Checkpoint):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != "fit":
             return
-        self._loaded = checkpoint["position"]
+        self._loaded = position = checkpoint["position"]
+        most = trainer.max_epochs
+        if most is not None and 0 <= most < position["epoch"]:
+            raise UserError(
+                f"resume={self.resume}: {position['epoch']} epochs are done, trainer.max_epochs={most} lies before. Fix:"
+                f" trainer.max_epochs={position['epoch']} or more"
+            )
         start_at = getattr(trainer.datamodule, "start_at", None)  # type: ignore[attr-defined]
         if start_at is None:
             raise UserError(
                 f"resume={self.resume}: {type(trainer.datamodule).__name__} cannot begin within an epoch."  # type: ignore[attr-defined]
                 " Fix: give it a method start_at(epoch, batch), or begin anew with init_from=<checkpoint>"
             )
-        start_at(self._loaded["epoch"], self._loaded["batch"])
+        start_at(position["epoch"], position["batch"])
 
     def _due(self, trainer: Trainer, batch_idx: int) -> bool:
         """Whether it is time. The first process decides by the clock."""
