@@ -6,6 +6,7 @@ Heavy imports happen inside the functions, so that ``--help`` answers in a secon
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from cvexp import resume
+from cvexp import launch, resume
 from cvexp.config import check_config, check_overrides, conf_dir, register_resolvers, report_errors
 from cvexp.resume import Change
 
@@ -89,9 +90,12 @@ def _train(cfg: DictConfig, changes: list[Change] | None) -> dict[str, Any]:
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
 @report_errors
 def _run(cfg: DictConfig) -> float | None:
+    if launch.needed(cfg):
+        return launch.run(cfg)
     from cvexp.results import show
 
-    results = train(cfg)
+    with launch.rank():
+        results = train(cfg)
     show(results, Path(cfg.paths.output))
     return results.get("val/best")
 
@@ -100,12 +104,12 @@ def _run(cfg: DictConfig) -> float | None:
 def main() -> None:
     """The command: looks for a run to go on with, checks the words of the command line, then lets Hydra compose and run."""
     plan = resume.plan(sys.argv[1:])
-    if plan.note and resume.first_process():
+    if plan.note and resume.first_process() and launch.PARENT not in os.environ:  # told by the starter
         print(plan.note, file=sys.stderr)
     if plan.ended:
         _show_ended(plan.folder)
         return
-    sys.argv[1:] = plan.argv  # also what Lightning starts further processes with
+    sys.argv[1:] = plan.argv
     check_overrides(sys.argv[1:])
     _run()
 
