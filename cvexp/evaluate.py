@@ -29,13 +29,11 @@ def evaluate(words: list[str]) -> tuple[dict[str, Any], Path]:
     Raises:
         UserError: a word, the checkpoint or the data cannot be used.
     """
-    from hydra.utils import instantiate
     from omegaconf import DictConfig, OmegaConf
 
-    from cvexp.build import SUPPLIED, build_callbacks, quiet
-    from cvexp.callbacks.face_pictures import FacePictures
-    from cvexp.callbacks.pictures import Pictures
-    from cvexp.inference import read_checkpoint, rebuild_model
+    from cvexp.build import SUPPLIED, quiet
+    from cvexp.config.foreign import check_slots, read_foreign, tamed
+    from cvexp.inference import read_checkpoint, rebuild_model, told
     from cvexp.results import write_problems, write_results
 
     own, rest = split_words(words, {"ckpt", "split", "output", "allow_targets"})
@@ -43,11 +41,13 @@ def evaluate(words: list[str]) -> tuple[dict[str, Any], Path]:
         raise UserError(f"ckpt= is missing.\n{USAGE}")
     split = own.get("split", "test")
     if split not in ("train", "val", "test"):
-        raise UserError(f"split={split}: choose from train, val, test")
+        raise UserError(f"split={split}: choose from train, val, test. Fix: split=test")
     packages = own.get("allow_targets", "").strip("[]").split(",")
     content = read_checkpoint(own["ckpt"])
     about = content["cvexp"]
-    config = OmegaConf.create(parse_overrides(rest, about["config"]))
+    plain = tamed(read_foreign(about["config"], own["ckpt"], ("model", "data", "task", "metric", "trainer")))
+    check_slots(plain, own["ckpt"], packages)
+    config = OmegaConf.create(parse_overrides(rest, plain))
     assert isinstance(config, DictConfig)
     check_config(config, origin=lambda _: f"in {own['ckpt']} or on the command line", supplied=SUPPLIED, extra=packages)
     default = Path(own["ckpt"]).expanduser().resolve().parent.parent / f"evaluate-{split}"
@@ -55,7 +55,7 @@ def evaluate(words: list[str]) -> tuple[dict[str, Any], Path]:
 
     quiet()
     model = rebuild_model(content, config, own["ckpt"])
-    data = instantiate(config.data)
+    data = _built(config, "data", own["ckpt"])
     if OmegaConf.select(config, "data.classes", default=0) is None:
         data.classes = list(about["classes"])  # the checkpoint's, whatever the data's training list says today
     data.tested = split
@@ -68,20 +68,42 @@ def evaluate(words: list[str]) -> tuple[dict[str, Any], Path]:
     except UserError as error:
         raise UserError(f"ckpt={own['ckpt']}: {error}") from None
     write_problems(data.problems, config.paths.output)
-    task = instantiate(
-        config.task, model=model, optimizer=None, metric=instantiate(config.metric), classes=about["classes"]
-    )
-    task.on_load_checkpoint(content)
-    pictures = [callback for callback in build_callbacks(config) if isinstance(callback, Pictures | FacePictures)]
-    for callback in pictures:
-        callback.folder = Path(config.paths.output)  # the configuration names the folder of the training
-    trainer = instantiate(
-        config.trainer, callbacks=pictures, logger=False, enable_checkpointing=False,
-        default_root_dir=config.paths.output,
-    )  # fmt: skip
+    metric = _built(config, "metric", own["ckpt"])
+    task = _built(config, "task", own["ckpt"], model=model, optimizer=None, metric=metric, classes=about["classes"])
+    with told(own["ckpt"], "task"):
+        task.on_load_checkpoint(content)
+    options = {"logger": False, "enable_checkpointing": False, "default_root_dir": config.paths.output}
+    trainer = _built(config, "trainer", own["ckpt"], callbacks=_pictures(config, own["ckpt"]), **options)
     tested = trainer.test(task, datamodule=data, verbose=False)[0]
     results = {name.replace("test/", f"{split}/"): float(value) for name, value in tested.items()}
     return write_results(results, model, data, config), Path(config.paths.output)
+
+
+def _built(config: Any, part: str, ckpt: str, **given: Any) -> Any:
+    """A part of the configuration as an object."""
+    from hydra.utils import instantiate
+
+    from cvexp.inference import told
+
+    with told(ckpt, part):
+        return instantiate(config[part], **given)
+
+
+def _pictures(config: Any, ckpt: str) -> list[Any]:
+    """The callbacks that draw; only they are built, as what a checkpoint names may write files."""
+    from hydra.utils import get_class, instantiate
+
+    from cvexp.callbacks.face_pictures import FacePictures
+    from cvexp.callbacks.pictures import Pictures
+    from cvexp.inference import told
+
+    with told(ckpt, "callbacks"):
+        nodes = [node for node in (config.get("callbacks") or {}).values() if node and node.get("_target_")]
+        drawing = [node for node in nodes if issubclass(get_class(node._target_), Pictures | FacePictures)]
+        found = [instantiate(node) for node in drawing]
+    for callback in found:
+        callback.folder = Path(config.paths.output)  # the configuration names the folder of the training
+    return found
 
 
 @report_errors

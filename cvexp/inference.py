@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import math
-import pickle
 import random
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from cvexp.build import SUPPLIED, build_model
 from cvexp.comparators.comparator import Comparator
 from cvexp.config import check_config
+from cvexp.config.foreign import check_slots, read_foreign, tamed
+from cvexp.config.messages import shown
 from cvexp.data import face_files
 from cvexp.data.module import collate
-from cvexp.data.records import decode
-from cvexp.data.transforms import Fit
+from cvexp.data.records import decode, name_problem
+from cvexp.data.transforms import GREY, Fit, Resize
 from cvexp.tasks.detection import in_original_pixels
+from cvexp.transfer import read_safely
 from cvexp.types import Detection, Target, UserError
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -42,42 +51,131 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"ckpt={path}: no such file. Fix: give a checkpoint's path" + (f", as {', '.join(near)}" if near else "")
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+        content = read_safely(path)
+    except ValueError as error:
         raise UserError(
-            f"ckpt={path}: not a checkpoint that can be read safely ({str(error).splitlines()[0][:160]})."
+            f"ckpt={path}: not a checkpoint that can be read safely ({error})."
             " Fix: give a file that cvexp.train wrote (tensors and plain Python, no pickled objects)"
         ) from None
-    if (
-        not isinstance(content, Mapping)
-        or not {"config", "classes"} <= set(content.get("cvexp", {}))
-        or "state_dict" not in content
-    ):
+    about = content.get("cvexp") if isinstance(content, Mapping) else None
+    if not isinstance(about, Mapping) or not {"config", "classes"} <= set(about) or "state_dict" not in content:
         raise UserError(f"ckpt={path}: not written by cvexp (no 'cvexp' entry). Fix: give a checkpoint of cvexp.train")
+    if wrong := _wrong_about(about):
+        raise UserError(f"ckpt={path}: {wrong}. Fix: give a checkpoint as cvexp.train wrote it")
     return dict(content)
+
+
+def _wrong_about(about: Mapping[str, Any]) -> str | None:
+    """What is wrong with what a checkpoint says of itself, less its configuration."""
+    for key in ("classes", "known"):
+        names = about.get(key, about["classes"])
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            return f"its {key} are not a list of names"
+        if wrong := next(filter(None, map(name_problem, names)), None):
+            return wrong
+    kept = about.get("verification", {})
+    if not isinstance(kept, Mapping) or not isinstance(kept.get("threshold", 0.0), float | int | None):
+        return f"its threshold is no number: {shown(kept)}"
+    if not all(isinstance(kept.get(key, ""), str) for key in ("chosen", "measure", "list")):
+        return f"its threshold has no words about it: {shown(kept)}"
+    return None
 
 
 def rebuild_model(content: Mapping[str, Any], config: DictConfig, path: str | Path) -> nn.Module:
     """The network of a checkpoint with its trained weights.
 
+    It is first built without memory: a configuration may ask for any amount, the weights say how much it takes.
+
     Raises:
-        UserError: the weights do not fit the configuration.
+        UserError: the configuration cannot be built, or the weights do not fit it.
     """
-    node = OmegaConf.create(OmegaConf.to_container(config.model))
-    for key in ("weights", "backbone.weights"):
-        if OmegaConf.select(node, key) is not None:
-            OmegaConf.update(node, key, None)  # the checkpoint has them; the file need not be there
-    model = build_model(node, num_classes=len(content["cvexp"]["classes"]))
-    state = {
-        name.removeprefix("model."): value for name, value in content["state_dict"].items() if name.startswith("model.")
-    }
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
+    node = OmegaConf.create(tamed({"model": OmegaConf.to_container(config.model)})["model"])
+    state = _weights(content["state_dict"], path)
+    count = len(content["cvexp"]["classes"])
+    with told(path, "model"), torch.device("meta"), _no_larger_than(state), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is worth saying is said when it is built
+        sketch = build_model(node, num_classes=count)
+    wanted = {name: value.shape for name, value in sketch.state_dict().items()}
+    unfit = [name for name, shape in wanted.items() if name not in state or state[name].shape != shape]
+    unfit += [name for name in state if name not in wanted]
+    if unfit:
         raise UserError(
-            f"ckpt={path}: its weights do not fit its configuration: {str(error).splitlines()[-1].strip()}"
-        ) from None
+            f"ckpt={path}: its weights do not fit its configuration: {len(unfit)} tensor(s) are missing, unknown or of another"
+            f" shape, first {shown(unfit[0])}. Fix: give a checkpoint as cvexp.train wrote it"
+        )
+    with told(path, "model"):
+        model = build_model(node, num_classes=count)
+        model.load_state_dict(state)
     return model.eval()
+
+
+def _weights(found: object, path: str | Path) -> dict[str, Tensor]:
+    """The entries of the network, by its own names.
+
+    Raises:
+        UserError: not tensors with names, or one that holds fewer numbers than its shape says.
+    """
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        raise UserError(f"ckpt={path}: its state_dict has no names. Fix: give a checkpoint of cvexp.train")
+    state = {name.removeprefix("model."): value for name, value in found.items() if name.startswith("model.")}
+    for name, value in state.items():
+        plain = (
+            isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+        )
+        if not plain or value.is_complex() or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(
+                f"ckpt={path}: {shown(name)} is not a plain tensor. Fix: give a checkpoint as cvexp.train wrote it"
+            )
+    return state
+
+
+@contextmanager
+def told(path: str | Path, part: str) -> Iterator[None]:
+    """Whatever the block raises becomes a `UserError`: it runs what a checkpoint's configuration says, not what cvexp says.
+
+    Raises:
+        UserError: with file, part and reason.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, UserError):
+            raise UserError(f"ckpt={path}: {cause}") from error
+        raise UserError(
+            f"ckpt={path}: its {part} cannot be used ({type(cause).__name__}: {str(cause)[:300]})."
+            f" Fix: give another checkpoint, or in cvexp.evaluate other values below {part}."
+        ) from error
+
+
+@contextmanager
+def _no_larger_than(state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Stops the construction of a network that has far more parts or numbers than the weights for it.
+
+    Raises:
+        ValueError: it has.
+    """
+    modules, numbers = 1000 + 100 * len(state), 10**8 + 8 * sum(value.numel() for value in state.values())
+
+    def count(_module: nn.Module, _name: str, part: Any) -> None:
+        nonlocal modules, numbers
+        modules -= 1
+        numbers -= part.numel() if isinstance(part, Tensor) else 0
+        if modules < 0 or numbers < 0:
+            raise ValueError("it describes a network far larger than the weights beside it")
+
+    hooks = [
+        register_module_module_registration_hook(count),
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @dataclass
@@ -235,22 +333,50 @@ def load(ckpt: str | Path, device: str | None = None, allow_targets: Sequence[st
         UserError: see `read_checkpoint`; also a configuration that names something outside the allow-list.
     """
     content = read_checkpoint(ckpt)
-    config = OmegaConf.create(content["cvexp"]["config"])
+    plain = tamed(read_foreign(content["cvexp"]["config"], ckpt, ("model", "data")))
+    check_slots(plain, ckpt, allow_targets)
+    config = OmegaConf.create(plain)
     assert isinstance(config, DictConfig)
     check_config(config, origin=lambda _: f"in {ckpt}", supplied=SUPPLIED, extra=allow_targets)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = rebuild_model(content, config, ckpt).to(chosen)
     classes = list(content["cvexp"]["classes"])
-    square = config.data.get("pad", "square") == "square"
-    fit = Fit(size=config.data.image_size, resize=config.data.resize, pad=square)
+    fit = _fit(config, ckpt)
+    _try(model, fit, ckpt)
     if not hasattr(model, "comparator"):
         return Predictor(model=model, classes=classes, fit=fit, config=config, device=chosen)
     embedder = Embedder(model=model, people=classes, fit=fit, config=config, device=chosen)
-    kept = content["cvexp"].get("verification") or {}
+    kept = content["cvexp"].get("verification", {})
     score = kept.get("threshold")
     if isinstance(score, float) and not math.isnan(score):
         embedder.threshold, embedder.chosen = embedder.comparator.shown(score), str(kept.get("chosen", ""))
     return embedder
+
+
+def _fit(config: DictConfig, ckpt: str | Path) -> Fit:
+    """How the data of the training brought pictures to the model's size."""
+    size, resize = config.data.get("image_size"), config.data.get("resize")
+    if not isinstance(size, int) or size < 1 or resize not in get_args(Resize):
+        raise UserError(
+            f"ckpt={ckpt}: data.image_size={shown(size)} with data.resize={shown(resize)} brings no picture to a size."
+            " Fix: give a checkpoint as cvexp.train wrote it"
+        )
+    return Fit(size=size, resize=resize, pad=config.data.get("pad", "square") == "square")
+
+
+@torch.inference_mode()
+def _try(model: nn.Module, fit: Fit, ckpt: str | Path) -> None:
+    """Runs the model on a grey picture: that its configuration can be built does not mean that it makes sense.
+
+    Raises:
+        UserError: it does not.
+    """
+    grey = torch.full((3, fit.size, fit.size), GREY, dtype=torch.uint8)
+    batch = collate([fit(grey, _no_objects(grey), random.Random(0))], ragged=not fit.pad)
+    with told(ckpt, "model"):
+        found = getattr(model, "embed", model)(batch.images.to(next(model.parameters()).device))
+    if isinstance(found, Tensor) and not found.isfinite().all():
+        raise UserError(f"ckpt={ckpt}: the network puts out NaN or infinity. Fix: take an earlier checkpoint")
 
 
 def as_tensor(image: Picture) -> Tensor:
@@ -285,9 +411,7 @@ def face_tensor(image: Picture) -> Tensor:
     if not isinstance(image, (str, Path)):
         return as_tensor(image)
     try:
-        return face_files.decode(Path(image).read_bytes())
-    except OSError as error:
-        raise UserError(f"{image}: cannot be read ({error.strerror}). Fix: give the path of a picture") from None
+        return face_files.decode(face_files.read_picture(Path(image)))
     except ValueError as error:
         raise UserError(f"{image}: {error}. Fix: replace the file or take it off the list") from None
 

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from cvexp.config import report_errors, suggest
+from cvexp.config.messages import one_line
 from cvexp.errors import UserError
 
 if TYPE_CHECKING:
@@ -353,7 +354,15 @@ def _save(drawing: Image.Image, path: Path) -> None:
     from cvexp.viz import save
 
     known = path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-    save(drawing, path if known else path.with_name(path.name + ".png"))
+    try:
+        save(drawing, path if known else path.with_name(path.name + ".png"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}). Fix: output=<a folder you may write>") from None
+
+
+def cell(text: str) -> str:
+    """A name for a table. What a spreadsheet would take for a formula begins with an apostrophe; JSON has it unchanged."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 class Tables:
@@ -385,8 +394,8 @@ class Tables:
             self.detections += 1
             x, y, width, height = row["bbox"]
             corners = [x, y, round(x + width, 2), round(y + height, 2)]
-            own = [image["file_name"], *(image[name] for name in self.columns)]
-            writer.writerow([*own, self.classes[row["category_id"] - 1], row["score"], *corners])
+            own = [cell(image["file_name"]), *(image[name] for name in self.columns)]
+            writer.writerow([*own, cell(self.classes[row["category_id"] - 1]), row["score"], *corners])
         self.count += 1
 
     def _part(self, ending: str) -> Path:
@@ -397,7 +406,8 @@ class Tables:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._json = self._part("json").open("w", encoding="utf-8")
-                self._csv = self._part("csv").open("w", encoding="utf-8", newline="")
+                odd = "backslashreplace"  # names of files need not be text
+                self._csv = self._part("csv").open("w", encoding="utf-8", newline="", errors=odd)
             except OSError as error:
                 raise UserError(
                     f"output={self.folder}: {error.strerror}. Fix: output=<a folder you may write>"
@@ -432,10 +442,8 @@ def main() -> None:
         print(USAGE)
         return
     done = predict(words)
-    for line in (*done["notes"], *done["said"]):
-        print(line)
-    for path in done["files"]:
-        print(f"  {path}")
+    for line in (*done["notes"], *done["said"], *(f"  {path}" for path in done["files"])):
+        print(one_line(line))
 
 
 if __name__ == "__main__":

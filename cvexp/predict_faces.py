@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cvexp.config.messages import one_line
 from cvexp.errors import UserError
 
 if TYPE_CHECKING:
@@ -311,6 +312,8 @@ def _as_json(found: list[Found]) -> str:
 
 
 def _as_csv(found: list[Found]) -> str:
+    from cvexp.predict import cell
+
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["source", "verdict", "rank", "person", "image", "measure", "value", "within"])
@@ -318,7 +321,8 @@ def _as_csv(found: list[Found]) -> str:
         for rank, (m, a) in enumerate(each.matches, start=1):
             within = "" if a.same is None else str(a.same).lower()
             verdict = each.verdict or ""
-            writer.writerow([each.source.name, verdict, rank, m.person, m.name, a.measure, round(a.value, 6), within])
+            names = [cell(each.source.name), cell(verdict), rank, cell(m.person), cell(m.name)]
+            writer.writerow([*names, a.measure, round(a.value, 6), within])
     return text.getvalue()
 
 
@@ -327,7 +331,9 @@ def _write_text(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8", newline="")
+        part.write_text(
+            text, encoding="utf-8", errors="backslashreplace", newline=""
+        )  # names of files need not be text
         part.replace(path)
     except OSError as error:
         raise _unwritable(path, error) from None
@@ -361,7 +367,7 @@ def _draw_pair(found: Found) -> Image.Image:
 
     other, answer = found.matches[0]
     ink = None if answer.same is None else RIGHT if answer.same else WRONG
-    faces = strip([tile(face_tensor(entry.path), [entry.name], 240, ink) for entry in (found.source, other)])
+    faces = strip([tile(face_tensor(entry.path), [one_line(entry.name)], 240, ink) for entry in (found.source, other)])
     value = f"{answer.measure} {answer.value:.4f}"
     if answer.threshold is None:
         return column([faces], [(value, BLACK)])
@@ -373,12 +379,12 @@ def _draw_matches(found: Found) -> Image.Image:
     from cvexp.inference import face_tensor
     from cvexp.viz.faces import BLACK, RIGHT, WRONG, column, strip, tile
 
-    tiles = [tile(face_tensor(found.source.path), [Path(found.source.name).name, "source"])]
+    tiles = [tile(face_tensor(found.source.path), [one_line(Path(found.source.name).name), "source"])]
     for entry, answer in found.matches:
         ink = None if answer.same is None else RIGHT if answer.same else WRONG
-        tiles.append(tile(face_tensor(entry.path), [entry.person, f"{answer.value:.4f}"], ink=ink))
+        tiles.append(tile(face_tensor(entry.path), [one_line(entry.person), f"{answer.value:.4f}"], ink=ink))
     answer = found.matches[0][1]
     limit = "no threshold" if answer.threshold is None else f"threshold {answer.threshold:.4g}"
     ink = BLACK if answer.same is None else RIGHT if answer.same else WRONG
-    heading = [(found.verdict or "nearest people", ink), (f"{answer.measure}, {limit}", BLACK)]
+    heading = [(one_line(found.verdict or "nearest people"), ink), (f"{answer.measure}, {limit}", BLACK)]
     return column([strip(tiles)], heading)

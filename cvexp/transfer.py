@@ -7,6 +7,7 @@ Which tensors those are, the model declares: ``class_parameters``, patterns of n
 
 from __future__ import annotations
 
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from cvexp.config.messages import plain
 from cvexp.results import write_text
 from cvexp.types import UserError
 
@@ -99,11 +101,10 @@ def read_weights(path: str | Path) -> Weights:
     if not path.is_file():
         raise UserError(_not_there(path))
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken or hostile file provokes
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        content = read_safely(path)
+    except ValueError as error:
         raise UserError(
-            f"init_from={path}: cannot be read safely ({reason})."
+            f"init_from={path}: cannot be read safely ({error})."
             " Fix: give a checkpoint of cvexp.train or a state dict saved by torch.save (tensors, no pickled objects)"
         ) from None
     content = content if isinstance(content, Mapping) else {}
@@ -121,7 +122,26 @@ def read_weights(path: str | Path) -> Weights:
         )
     known = about.get("known") if isinstance(about, Mapping) else None
     classes = _classes(about if isinstance(about, Mapping) else content, path)
-    return Weights(path, state, classes, plain=not ours, known=known if isinstance(known, list) else ())
+    known = [name for name in known if isinstance(name, str)] if isinstance(known, list) else ()
+    return Weights(path, state, classes, plain=not ours, known=known)
+
+
+def read_safely(path: Path) -> Any:
+    """What ``torch.save`` wrote: tensors and plain Python, no code is run.
+
+    Raises:
+        ValueError: why it cannot be read; also when a part of it is compressed, which ``torch.save`` never does: a small file
+            could fill the memory.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                parts = archive.infolist()
+            if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > path.stat().st_size:
+                raise ValueError("compressed, as torch.save does not write it")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken or hostile file provokes
+        raise ValueError((str(error).splitlines() or [type(error).__name__])[0][:160]) from None
 
 
 def known_people(weights: Weights | None, data: Any) -> list[str]:
@@ -186,7 +206,7 @@ def transfer(model: nn.Module, weights: Weights, classes: Sequence[str], folder:
     """
     report = init_model(model, weights, classes)
     write_text(folder / "init_from.txt", report.text() + "\n")
-    rank_zero_info(report.text(limit=8))
+    rank_zero_info("\n".join(plain(line[:300]) for line in report.text(limit=8).splitlines()))
 
 
 def grouped(names: Iterable[str], everything: Sequence[str]) -> list[str]:

@@ -182,7 +182,7 @@ def test_losses_and_diagnostics_are_logged_by_name(run: Run) -> None:
     columns = logged(run[0])
     train_columns = {name.removeprefix("train/") for name in columns if name.startswith("train/")}
     diagnostics = {"triplets", "active", "semi_hard", "positive_distance", "negative_distance", "spread", "margin"}
-    assert train_columns == {"loss", "loss_triplet", *diagnostics}
+    assert train_columns == {"loss", "loss_triplet", "gradient_norm", *diagnostics}
     assert all(len(columns[f"train/{name}"]) == 6 for name in train_columns), "every step"
     assert columns["train/loss"] == columns["train/loss_triplet"]  # the one loss; diagnostics are no part of it
     assert min(columns["train/loss"]) > 0

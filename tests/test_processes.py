@@ -589,6 +589,7 @@ def rates(folder: Path) -> list[float]:
     return [note(folder, rank)["lr"] for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_each_process_of_a_sweep_has_its_jobs_values(tmp_path: Path) -> None:
     words = ["optimizer.lr=1e-3,2e-3", "trainer.devices='2'", "hydra.sweep.dir=a sweep"]
     code, text = run("-m", *STEP, *words, cwd=tmp_path)

@@ -71,12 +71,12 @@ def assert_equal_runs(a: tuple[Path, dict[str, Any]], b: tuple[Path, dict[str, A
 # Cut where, after how many of the 12 steps (4 in an epoch, saved after every third and between epochs).
 MOMENTS = [
     pytest.param("on_train_batch_end", 5, id="in the second epoch"),
-    pytest.param("on_train_batch_start", 8, id="before an epoch is saved"),
+    pytest.param("on_train_batch_start", 8, id="before an epoch is saved", marks=pytest.mark.slow),
     pytest.param("on_train_batch_end", 12, id="after the last step"),
     pytest.param("on_validation_batch_end", 8, id="in a validation"),
     pytest.param("on_validation_end", 4, id="after a validation"),
-    pytest.param("on_train_epoch_end", 8, id="between epochs"),
-    pytest.param("on_train_end", 12, id="at the end of training"),
+    pytest.param("on_train_epoch_end", 8, id="between epochs", marks=pytest.mark.slow),
+    pytest.param("on_train_end", 12, id="at the end of training", marks=pytest.mark.slow),
     pytest.param("on_test_start", 12, id="before the test"),
     pytest.param("on_test_batch_end", 12, id="in the test"),
 ]
@@ -107,12 +107,19 @@ SETTINGS = [
         ("trainer.val_check_interval=2", "callbacks.last.steps=2"), 7, id="saved after a validation in mid-epoch"
     ),
     pytest.param(("trainer.accumulate_grad_batches=2", "callbacks.last.steps=1"), 4, id="two batches to a step"),
-    pytest.param(("trainer.max_epochs=-1", "trainer.max_steps=10"), 7, id="ends by steps"),
-    pytest.param(("model.head.dropout=0.5",), 7, id="dropout"),
-    pytest.param(("callbacks.ema=null", "optimizer=sgd"), 7, id="without averaging, with momentum"),
+    pytest.param(("trainer.max_epochs=-1", "trainer.max_steps=10"), 7, id="ends by steps", marks=pytest.mark.slow),
+    pytest.param(("model.head.dropout=0.5",), 7, id="dropout", marks=pytest.mark.slow),
+    pytest.param(
+        ("callbacks.ema=null", "optimizer=sgd"), 7, id="without averaging, with momentum", marks=pytest.mark.slow
+    ),
     pytest.param(("freeze.patterns=[backbone.*]", "freeze.unfreeze_at=0.5"), 5, id="frozen until step 6"),
-    pytest.param(("trainer.check_val_every_n_epoch=2",), 7, id="an epoch without validation"),
-    pytest.param(("early_stopping.patience=1", "monitor=val/loss", "monitor_mode=min"), 7, id="may stop early"),
+    pytest.param(("trainer.check_val_every_n_epoch=2",), 7, id="an epoch without validation", marks=pytest.mark.slow),
+    pytest.param(
+        ("early_stopping.patience=1", "monitor=val/loss", "monitor_mode=min"),
+        7,
+        id="may stop early",
+        marks=pytest.mark.slow,
+    ),
 ]
 
 

@@ -131,7 +131,7 @@ def test_predictions_are_in_the_pixels_of_the_picture(run) -> None:
 @pytest.mark.parametrize(
     ("picture", "message"),
     [
-        pytest.param("missing.jpg", "cannot be read", id="no such file"),
+        pytest.param("missing.jpg", "image is missing", id="no such file"),
         pytest.param(torch.zeros(3, 8, 8), "uint8", id="a float tensor"),
         pytest.param(torch.zeros(8, 8, dtype=torch.uint8).numpy(), r"uint8 \[H, W, 3\]", id="a grey array"),
     ],

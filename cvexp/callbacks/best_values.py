@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -25,7 +25,7 @@ class BestValues(Callback):
         UserError: another mode.
     """
 
-    def __init__(self, monitor: str, mode: Literal["max", "min"] = "max") -> None:
+    def __init__(self, monitor: str, mode: str = "max") -> None:
         if mode not in ("max", "min"):
             raise UserError(
                 f"monitor_mode={mode} is neither max nor min. Fix: monitor_mode=max for scores, min for losses"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from cvexp.errors import UserError
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONGEST = 4000
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -66,9 +69,19 @@ def shown(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 4 :]}"
 
 
+def plain(text: str) -> str:
+    """A text as a screen may show it: names from files can hold commands for the terminal, which become ``\\x1b`` and so on."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def one_line(text: str) -> str:
+    """As `plain`, on one line: for names in tables and pictures."""
+    return plain(text).replace("\n", "\\n")
+
+
 def typed(word: str) -> str:
     """The origin of a value that was typed."""
-    return f"from the command line: {word}"
+    return f"from the command line: {word if len(word) <= 200 else f'{word[:200]} ...'}"
 
 
 def raise_problems(problems: Iterable[Problem]) -> None:
@@ -110,9 +123,15 @@ def report_errors(main: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def _own(error: BaseException | None) -> UserError | None:
-    """The `UserError` that is, or caused, an error: Hydra wraps what a constructor raises."""
+    """The `UserError` that is, or caused, an error: Hydra wraps what a constructor raises. A key that nobody set is one, too."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    first = error
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
+    if error is None and isinstance(first, OmegaConfBaseException):
+        reason = str(first).split("\n    object_type")[0].replace("\n    full_key: ", ": ")
+        return UserError(f"the configuration cannot be used: {reason}. Fix: set that key, or leave its file as it was")
     return error
 
 
@@ -120,4 +139,6 @@ def _print(message: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True).print(Text("error: ", style="bold red") + Text(message, style="red"), soft_wrap=True)
+    text = plain(message)
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    Console(stderr=True).print(Text("error: ", style="bold red") + Text(text, style="red"), soft_wrap=True)

@@ -20,6 +20,8 @@ from cvexp.errors import UserError
 
 Where = Callable[[str], str]
 _REMOVED: Mapping[str, Set[str]] = {"model": {"size"}}  # it chooses among numbers (`pick`); no class takes it
+_OPTIONAL = ("data", "metric", "scheduler")
+_SEVERAL = ("callbacks", "logger")  # parts by name, each of which may be null
 _CONVERT = ("none", "partial", "object", "all")
 
 
@@ -48,7 +50,7 @@ def check_config(
     supplied = supplied or {}
     reader = _Reader(cfg, where, supplied)
     plain = reader.read()
-    problems = reader.open + reader.problems
+    problems = reader.open + reader.problems + list(_part_problems(plain, where, supplied))
     for path, whole, deferred in _targets(plain):
         node = {name: value for name, value in whole.items() if name not in removed.get(path, ())}
         given = supplied.get(path, frozenset())
@@ -74,6 +76,20 @@ def check_targets(cfg: DictConfig | Mapping[str, Any], origin: Where | None = No
     plain = reader.read()
     found = [_resolve(path, node, where, tuple(extra)) for path, node, _ in _targets(plain)]
     raise_problems([*reader.problems, *(problem for problem in found if isinstance(problem, Problem))])
+
+
+def _part_problems(plain: Mapping[str, Any], where: Where, supplied: Mapping[str, Set[str]]) -> Iterator[Problem]:
+    """The parts that the program builds are nodes with a ``_target_``; some may be null or left out."""
+    parts = {name: plain[name] for name in plain if name in supplied or name in _OPTIONAL}
+    for group in _SEVERAL:
+        value = plain.get(group) or {}
+        parts |= {f"{group}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {group: value}
+    for name, value in parts.items() if supplied else ():
+        may_lack = name in _OPTIONAL or name.startswith(_SEVERAL)
+        if value is OPEN or (not value and may_lack) or (isinstance(value, dict) and value.get("_target_")):
+            continue
+        what = f"'{name}' = {shown(value)} names nothing to be built (it has no _target_)"
+        yield Problem(what, where(name), f"choose it as a group: {name.split('.')[0]}=NAME")
 
 
 class _Reader:
@@ -103,7 +119,7 @@ class _Reader:
             self._unresolved(path, str(OmegaConf.to_container(node)[key]), error)  # type: ignore[index]
             return OPEN
         except RecursionError:
-            self.problems.append(Problem(f"'{path}' refers to itself", self._where(path)))
+            self.problems.append(Problem(f"'{path}' refers to itself", self._where(path), f"set it: {path}=VALUE"))
             return OPEN
 
     def _plain(self, value: Any, path: str) -> Any:
@@ -208,7 +224,8 @@ def _magic_problems(path: str, node: dict[str, Any], where: Where) -> Iterator[P
     }
     for name, (right, expected) in checks.items():
         if not right:
-            yield Problem(f"'{path}.{name}' = {shown(node[name])}: expects {expected}", where(f"{path}.{name}"))
+            what = f"'{path}.{name}' = {shown(node[name])}: expects {expected}"
+            yield Problem(what, where(f"{path}.{name}"), "leave it away")
 
 
 def _arguments(node: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
+from cvexp.config.hydra_part import hydra_problems
 from cvexp.config.keys import Change, key_problem
 from cvexp.config.messages import Problem, listing, raise_problems, shown, suggest, typed
 from cvexp.config.origins import Origins, key_parts
@@ -62,6 +63,7 @@ def check_overrides(
     for groups in _combinations([word for word in words if word.group]):
         accepted = _accept(groups, search, slots, composer)
         config = composer.compose(accepted)
+        problems += hydra_problems(config, composer, accepted)
         problems += _stray_keys(config, groups, slots, accepted, composer)
         problems += _key_problems([word for word in words if not word.group], config, composer)
         problems += _sweep_problems(words, line.multirun or config.hydra.mode == RunMode.MULTIRUN)
@@ -227,7 +229,8 @@ def _key_problems(words: list[_Word], config: DictConfig, composer: Composer) ->
             ConfigLoaderImpl._apply_overrides_to_config([word.first], config)
         except (HydraException, OmegaConfBaseException) as error:
             reason = str(error.__cause__ or error).split("\n")[0]
-            yield Problem(f"'{word.first.key_or_group}' cannot be set: {reason}", typed(word.text))
+            what = f"'{word.first.key_or_group}' cannot be set: {reason}"
+            yield Problem(what, typed(word.text), "leave it away, or set a key that is there")
 
 
 def _sweep_problems(words: Iterable[_Word], multirun: bool) -> Iterator[Problem]:

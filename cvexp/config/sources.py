@@ -19,7 +19,7 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.object_type import ObjectType
 from hydra.core.utils import setup_globals
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
@@ -28,6 +28,8 @@ from cvexp.config.messages import Problem, listing, suggest
 from cvexp.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_BROKEN = (ValueError, OSError, RecursionError)  # what reading raises besides errors of its own: not text, too deep
+_MAX_NODES = 100_000  # of a YAML file, with what its references stand for
 
 
 def conf_dir() -> Path:
@@ -113,7 +115,7 @@ class Composer:
         extra_dirs: folders searched after it, as ``--config-dir`` does.
 
     Raises:
-        UserError: if a folder does not exist.
+        UserError: if a folder does not exist, or a file in it would fill the memory.
     """
 
     def __init__(
@@ -130,6 +132,12 @@ class Composer:
         for folder in self.folders[1:]:
             search.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
         self._loader = ConfigLoaderImpl(search)
+        for path in (
+            path for folder in self.folders if folder != conf_dir() for path in sorted(folder.rglob("*.yaml"))
+        ):
+            if path.is_file() and _is_endless(path):
+                what = "refers to itself by '*name' until it is longer than any configuration"
+                raise UserError(str(Problem(what, self.name(path), "write out what the names stand for")))
 
     def repository(self, overrides: Sequence[str] = ()) -> CachingConfigRepository:
         """The YAML files; ``hydra.searchpath`` among the overrides is honoured.
@@ -187,7 +195,9 @@ class Composer:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # Hydra also asserts, and stumbles over files that it did not expect
             raise UserError(str(self._explain(error))) from error
 
     def _explain(self, error: Exception) -> Problem:
@@ -198,7 +208,9 @@ class Composer:
             return broken
         path = next((path for name in re.findall(r"[Ii]n '?([\w/.-]+)'?:", text) if (path := self.file(name))), None)
         where = f"{self.name(path)}{self._line(path, text)}" if path else ""
-        return Problem(f"the configuration cannot be composed: {text}", where, _fix(text))
+        return Problem(
+            f"the configuration cannot be composed: {text}", where, _fix(text) or "correct the file or the word"
+        )
 
     def _missing(self, error: MissingConfigException, text: str) -> Problem:
         group, _, option = str(error.missing_cfg_file or "").rpartition("/")
@@ -207,17 +219,17 @@ class Composer:
         where = self._mention(option, self.file(parent[1]) if parent else None)
         choices = f"choices: {listing(options)}" if options else ""
         what = f"there is no '{option}' in the group '{group}'" if group else text
-        return Problem(what, where, f"{suggest(option, options)} {choices}".strip())
+        return Problem(what, where, f"{suggest(option, options)} {choices}".strip() or "name a file that is there")
 
     def _broken_file(self, error: BaseException | None) -> Problem | None:
         """The YAML file that cannot even be parsed, found by reading again: Hydra's error does not always name it."""
-        if not isinstance(error, yaml.YAMLError | GrammarParseError | OSError):
+        if not isinstance(error, yaml.YAMLError | GrammarParseError | OSError | RecursionError | ValueError):
             return None
         for path in (path for folder in self.folders for path in sorted(folder.rglob("*.yaml"))):
             try:
                 OmegaConf.load(path)
-            except (OmegaConfBaseException, yaml.YAMLError, OSError) as again:
-                if _reason(again) == _reason(error):
+            except (OmegaConfBaseException, yaml.YAMLError, *_BROKEN) as again:
+                if type(again) is type(error) and (_reason(again) == _reason(error) or type(error) is RecursionError):
                     mark = getattr(again, "problem_mark", None)
                     line = f":{mark.line + 1}" if mark else self._line(path, f"'{_interpolation(again)}'")
                     return Problem(f"not valid YAML: {_reason(again)}", f"{self.name(path)}{line}", "correct the file")
@@ -228,20 +240,42 @@ class Composer:
         value = re.compile(rf"""[:\[,-]\s*["']?{re.escape(option)}["']?\s*($|[],#])""")
         others = [path for folder in self.folders for path in sorted(folder.rglob("*.yaml"))]
         for path in [parent, *others] if parent else others:
-            for number, row in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            for number, row in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
                 if value.search(row):
                     return f"{self.name(path)}:{number}"
         return self.name(parent) if parent else ""
 
     def _line(self, path: Path, text: str) -> str:
         """``:12`` for the first line that holds a word quoted in an error text; empty if none does."""
-        rows = path.read_text(encoding="utf-8").splitlines()
+        rows = path.read_text(encoding="utf-8", errors="replace").splitlines()
         for quoted in re.findall(r"'([^']+)'", text):
             word = re.split(r"[/.@]", quoted)[-1]
             for number, row in enumerate(rows, start=1):
                 if re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", row.split(" #")[0]):
                     return f":{number}"
         return ""
+
+
+def _is_endless(path: Path) -> bool:
+    """Whether the references of a YAML file (``*name``) multiply to more than `_MAX_NODES`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not re.search(r"(^|[\s,\[{:-])\*\w", text):
+            return False
+        return _size(yaml.compose(text, Loader=yaml.SafeLoader), {}) > _MAX_NODES
+    except (yaml.YAMLError, *_BROKEN):  # told when it is composed
+        return False
+
+
+def _size(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """The number of nodes, each as often as it is referred to; infinite for one that holds itself."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = float("inf")
+        parts = [part for row in node.value for part in (row if isinstance(row, tuple) else [row])]
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _prepare_hydra() -> None:
@@ -255,7 +289,7 @@ def _prepare_hydra() -> None:
 def _text(error: BaseException) -> str:
     """The text of an error and of what caused it, without Hydra's list of search paths."""
     texts = [str(error), str(error.__cause__ or "")]
-    text = "\n".join(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    text = "\n".join(dict.fromkeys(text.strip() for text in texts if text.strip())) or type(error).__name__
     kept = text.split("\nConfig search path:")[0].split("\nTo append to your")[0]
     return re.sub(r"\n\s*(full_key:.*|object_type=.*|See https?:.*)", "", kept).strip()
 

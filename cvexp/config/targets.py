@@ -36,6 +36,7 @@ _REFUSED = (
     *(f"timm.models.{name}" for name in ("_hub", "_helpers", "_builder", "_pretrained")),
     *(f"torchmetrics.{part}{kind}" for part in ("", "functional.") for kind in ("text", "audio", "multimodal")),
     *("torchmetrics.utilities", "lightning.pytorch.strategies.launchers"),
+    *("cvexp.data.download", "cvexp.data.convert"),
 )
 MAGIC = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")  # Hydra's own keys of such a node
 _TIMM_SOURCES = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
@@ -53,7 +54,7 @@ def allowed(target: object, extra: Iterable[str] = ()) -> Callable[..., Any]:
         UserError: if the path is not in a listed package, does not exist, or names anything but a class or function
             that is defined at the top level of a module of a listed package.
     """
-    extra = tuple(name for name in extra if name.split(".")[0] not in sys.stdlib_module_names)
+    extra = tuple(name for name in extra if name and name.split(".")[0] not in sys.stdlib_module_names)
     if not isinstance(target, str) or not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", target):
         raise _refusal(target, "it is not the dotted path of a public class or function")
     if not _inside(target, (*_NAMED, *extra)) or _inside(target, _REFUSED):
@@ -99,5 +100,7 @@ def _find(target: str) -> object:
 def _refusal(target: object, reason: str, package: str = "") -> Exception:
     own = package.split(".")[0]
     known = own in sys.stdlib_module_names or own in {"hydra", "omegaconf", *(name.split(".")[0] for name in _NAMED)}
-    fix = "" if known or not own else f"if '{own}' is your own package: allow_targets=[{own}] on the command line"
+    fix = "a component is chosen as a group, as in model=yolo; of a checkpoint: do not use it, it is not as cvexp wrote it"
+    if own and not known:
+        fix = f"if '{own}' is your own package: allow_targets=[{own}] on the command line"
     return UserError(str(Problem(f"_target_ {target!r} is refused: {reason}", fix=fix)))

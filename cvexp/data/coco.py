@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -19,7 +19,19 @@ import numpy as np
 
 from cvexp.data.coco_masks import as_numbers, encode, shown
 from cvexp.data.module import DetectionData, Split
-from cvexp.data.records import Problem, Record, RecordSource, Source, box_problem, image_size, usable
+from cvexp.data.records import (
+    Problem,
+    Problems,
+    Record,
+    RecordSource,
+    Source,
+    box_problem,
+    image_size,
+    is_file,
+    name_problem,
+    some_names,
+    usable,
+)
 from cvexp.types import UserError
 
 _LISTS = ("images", "annotations", "categories")
@@ -80,7 +92,7 @@ class COCOData(DetectionData):
             )
         value = getattr(self, split)
         file = root / Path(value).expanduser()  # an absolute one wins
-        if not file.is_file():
+        if not is_file(file):
             have = sorted(str(p.relative_to(root)) for p in [*root.glob("*.json"), *root.glob("*/*.json")])[:8]
             raise UserError(
                 f"data.{split}={value}: no such file in data.root={self.root} (JSON files there: {have or 'none'})."
@@ -112,13 +124,14 @@ class COCOData(DetectionData):
         missing = [name for name in classes if name not in here]
         if missing:
             raise UserError(
-                f"{file} (data.{split}): has no category {_listed(missing)}; it has {_listed(sorted(here))}."
+                f"{file} (data.{split}): has no category {some_names(map(repr, missing))}; it has"
+                f" {some_names(map(repr, sorted(here)))}."
                 " Fix: the same categories in every file, or data.classes=[...] with those that all of them have"
             )
         other = sorted(here.keys() - set(classes))
         if other and self._all and self.other_classes == "error":
             raise UserError(
-                f"{file} (data.{split}): has {_listed(other)} among its categories, which {self.train} has not."
+                f"{file} (data.{split}): has {some_names(map(repr, other))} among its categories, which {self.train} has not."
                 " Fix: the same categories in every file, or data.other_classes=ignore"
             )
         ids = {name: here[name] for name in classes}
@@ -164,6 +177,7 @@ def read_annotations(file: Path) -> dict[str, Any]:
 def _categories(content: dict[str, Any], file: Path) -> dict[int, str]:
     """The name of each category id."""
     found: dict[int, str] = {}
+    taken: set[str] = set()
     try:
         for position, entry in enumerate(content["categories"]):
             what = f"categories[{position}]"
@@ -172,8 +186,11 @@ def _categories(content: dict[str, Any], file: Path) -> dict[int, str]:
                 raise _EntryError(
                     f"{what}: id {number} is also that of {found[number]!r}", "give each category its own id"
                 )
-            if name in found.values():
+            if name in taken:
                 raise _EntryError(f"{what}: the name {name!r} is there twice", "give each category its own name")
+            if wrong := name_problem(name):
+                raise _EntryError(f"{what}: {wrong}", "rename the category")
+            taken.add(name)
             found[number] = name
     except _EntryError as error:
         raise UserError(f"{file}: {error.what}. Fix: {error.fix}") from None
@@ -225,7 +242,7 @@ class _Parser:
         self.labels = {number: label for label, number in enumerate(ids.values())}
         self.ignore_others = ignore_others
         self.images: dict[int, _Image | None] = {}  # None: there, but not usable
-        self.problems: list[Problem] = []
+        self.problems = Problems()
 
     def parse(self, content: dict[str, Any]) -> list[Record]:
         """The usable images in the order of the file, each with its usable objects."""
@@ -321,7 +338,7 @@ class _Parser:
             return number
         if self.ignore_others:
             return None
-        known = _listed([self.names[i] for i in self.labels])
+        known = some_names(repr(self.names[i]) for i in self.labels)
         raise _EntryError(
             f"{what}: class {self.names[number]!r} is not one of: {known}",
             "data.classes=[...] or data.other_classes=ignore",
@@ -392,8 +409,3 @@ def _area(entry: dict[str, Any], what: str, box: np.ndarray) -> float:
     if numbers is None or not 0 <= numbers[0] < math.inf:
         raise _EntryError(f"{what}: area {shown(entry['area'])} is not a number from 0", "write square pixels")
     return numbers[0]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return ", ".join(repr(name) for name in names[:20]) + more

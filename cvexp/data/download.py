@@ -6,7 +6,7 @@ scikit-learn. Python's own `urllib` does the work; torchvision's download functi
 
 from __future__ import annotations
 
-import gzip
+import errno
 import hashlib
 import http.client
 import shutil
@@ -17,7 +17,6 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,8 +30,8 @@ from cvexp.errors import UserError
 
 TRIES = 4
 """Rounds over the mirrors without a single new byte before giving up."""
-TIMEOUT = 30.0
-"""Seconds without an answer."""
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # no fault of an archive
+TIMEOUT = 30.0  # seconds without an answer
 CHUNK = 1 << 18
 NO_HASH = "no published hash: size checked only"
 GONE = (401, 403, 404, 410, 451)
@@ -457,7 +456,9 @@ def unpack(archive: Path, folder: Path) -> None:
                 _unpack_tar(archive, stage)
             else:
                 raise UserError(f"{archive}: not a tar or zip archive. Fix: delete it and run again")
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError, RuntimeError) as error:
+        except Exception as error:  # whatever a broken archive provokes
+            if isinstance(error, UserError) or getattr(error, "errno", None) in _DISK:
+                raise
             what = "leaves the folder" if isinstance(error, tarfile.FilterError) else "is damaged"
             raise UserError(
                 f"{archive}: {what} ({error}); nothing was unpacked. Fix: delete it and run again"

@@ -7,15 +7,13 @@ import io
 import os
 import re
 import zipfile
-import zlib
 from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ImageOps
 from torch import Tensor
 
 from cvexp.data import records
@@ -28,7 +26,6 @@ FILE_BYTES = 64 << 20
 """An image file may not be larger (unpacked), nor hold more pixels: a small archive could else fill the memory."""
 _ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _DEPTH = 3  # TOP/NAME/image
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 _MEND = "replace the image or remove it"
 
 
@@ -63,12 +60,11 @@ class FaceFiles:
         self.people: dict[str, list[str]] = {}
         self.stray: list[Problem] = []
         for part in parts:
-            if len(part) == levels:
+            what = "lies in no person's folder" if len(part) != levels else records.name_problem(part[-2])
+            if what is None:
                 self.people.setdefault(composed(part[-2]), []).append("/".join(part))
             else:
-                self.stray.append(
-                    Problem(self.root / "/".join(part), "lies in no person's folder", "root/NAME/image.jpg")
-                )
+                self.stray.append(Problem(self.root / "/".join(part), what, "root/NAME/image.jpg"))
         if not self.people:
             first = f", the first is {self.stray[0].file}" if self.stray else ""
             raise UserError(
@@ -139,12 +135,7 @@ class FaceFolder(FaceFiles):
         super().__init__(root, paths)
 
     def read(self, path: str) -> bytes:
-        try:
-            if (self.root / path).stat().st_size > FILE_BYTES:
-                raise ValueError(f"is larger than {FILE_BYTES >> 20} MB")
-            return (self.root / path).read_bytes()
-        except OSError as error:
-            raise ValueError(f"cannot be read ({error.strerror})") from None
+        return read_picture(self.root / path)
 
 
 class FaceArchive(FaceFiles):
@@ -159,7 +150,7 @@ class FaceArchive(FaceFiles):
         self.root = root
         try:
             members = [info for info in self._handle().infolist() if _is_image(info.filename) and not info.is_dir()]
-        except _ZIP_ERRORS as error:
+        except Exception as error:  # whatever a broken or hostile archive provokes
             raise UserError(
                 f"{root}: not a readable zip file ({error}). Fix: give a folder or a whole zip file"
             ) from None
@@ -179,7 +170,7 @@ class FaceArchive(FaceFiles):
     def read(self, path: str) -> bytes:
         try:
             return self._handle().read(path)
-        except _ZIP_ERRORS as error:
+        except Exception as error:  # whatever a broken or hostile archive provokes
             raise ValueError(f"cannot be unpacked ({error})") from None
 
     def __getstate__(self) -> dict:
@@ -215,45 +206,50 @@ def check_header(data: bytes) -> None:
     Raises:
         ValueError: why it does not; or it has more pixels than `FILE_BYTES`.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            (width, height), kind = picture.size, picture.format or ""
-    except UnidentifiedImageError:
-        raise ValueError("not a readable image" if data else "file is empty") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image ({error})") from None
-    if width * height > FILE_BYTES:
-        raise ValueError(f"has {width}x{height} pixels, more than {FILE_BYTES >> 20} million")
+    with records.opened(io.BytesIO(data)) as picture:
+        records.check_pixel_count(*picture.size, FILE_BYTES)
+        kind = picture.format or ""
     if _ENDINGS.get(kind, b"") not in data[-64:]:
         decode(data)  # cut off, or a camera's own data behind the end
 
 
 def decode(data: bytes) -> Tensor:
-    """uint8 RGB ``[3, H, W]`` from the bytes of an image file with 8 bits a channel (a PNG may have 16).
+    """uint8 RGB ``[3, H, W]`` from the bytes of an image file with 8 or 16 bits a channel.
 
     Turned as its EXIF orientation says, so that a telephone's faces stand upright; transparency is dropped. torchvision decodes
     what it can, Pillow the rest; see `cvexp.data.records.decode`.
 
     Raises:
-        ValueError: why it cannot be decoded.
+        ValueError: why it cannot be decoded; or it has more pixels than `FILE_BYTES`.
     """
-    if records.decode_image is not None and data and data[8:12] != b"WEBP":  # of which torchvision reads no orientation
-        try:
-            raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            image = records.decode_image(raw, mode=records.ImageReadMode.RGB, apply_exif_orientation=True)
-            image = image if image.ndim == 3 else image[0]
-            return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
-        except RuntimeError:
-            pass  # a format that it does not know, or a broken file
+    with records.opened(io.BytesIO(data)) as picture:
+        records.check_pixel_count(*picture.size, FILE_BYTES)
+        if records.decode_image is not None and picture.format in _BY_TORCHVISION:
+            try:
+                raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                image = records.decode_image(raw, mode=records.ImageReadMode.RGB, apply_exif_orientation=True)
+                return image if image.ndim == 3 else image[0]
+            except RuntimeError:
+                pass  # a broken file: Pillow says in which way
+        return records.from_pil(ImageOps.exif_transpose(picture))
+
+
+_BY_TORCHVISION = ("JPEG", "MPO")
+"""What it may decode: less than in `cvexp.data.records`, as of WebP it reads no orientation."""
+
+
+def read_picture(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        ValueError: it cannot be read, or is larger than `FILE_BYTES`.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.mode.startswith(("I", "F")):
-                raise ValueError(f"more than 8 bits a channel (mode {picture.mode})")
-            return torch.from_numpy(np.array(ImageOps.exif_transpose(picture).convert("RGB"))).permute(2, 0, 1)
-    except UnidentifiedImageError:
-        raise ValueError("not a readable image" if data else "file is empty") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image ({error})") from None
+        if path.stat().st_size > FILE_BYTES:
+            raise ValueError(f"is larger than {FILE_BYTES >> 20} MB")
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from None
 
 
 def _top_folder(parts: list[tuple[str, ...]]) -> str:

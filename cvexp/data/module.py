@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import random
 import signal
 from abc import abstractmethod
@@ -120,6 +122,8 @@ def make_loader(
     if begin is not None:
         batches.begin = begin
         batches.sampler.set_epoch(begin[0])
+    atexit.unregister(end_workers)
+    atexit.register(end_workers)
     return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
@@ -135,12 +139,21 @@ def make_loader(
 def leave_signals(worker: int) -> None:
     """A signal to the whole process group (a scheduler's SIGTERM, a terminal's Ctrl-C) is for the training process to heed.
 
-    A worker that died of it would end the training before it has saved. Workers end with it, or by a second SIGTERM. Seeds the
-    worker as Lightning does where nothing else is to be done.
+    A worker that died of it would end the training before it has saved. Workers end with it (`end_workers`), or a few seconds
+    after it was killed. Seeds the worker as Lightning does where nothing else is to be done.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     pl_worker_init_function(worker)
+
+
+def end_workers() -> None:
+    """At the end of the process: workers that are still there, after an error or a signal, are killed without complaint."""
+    if children := [child for child in multiprocessing.active_children() if child.daemon]:
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would tell of each
+        for child in children:
+            child.kill()
 
 
 @dataclass(kw_only=True, eq=False)

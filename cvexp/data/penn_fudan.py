@@ -6,16 +6,14 @@ A mask image holds 0 for the ground and one number for each person; boxes are th
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from cvexp.data.module import DetectionData
-from cvexp.data.records import Problem, Record, RecordSource, encode_masks, image_size, usable
+from cvexp.data.records import Problem, Record, RecordSource, encode_masks, image_size, is_file, opened, usable
 from cvexp.data.voc import IMAGE_ENDINGS, read_list
 from cvexp.types import UserError
 
@@ -75,7 +73,7 @@ class PennFudanData(DetectionData):
         name = getattr(self, split)
         lists = root / "ImageSets"
         for path in (lists / f"{name}.txt", lists / name, root / name, Path(name).expanduser()):
-            if path.is_file():
+            if is_file(path):
                 return path
         have = sorted(p.stem for p in lists.glob("*.txt"))
         raise UserError(
@@ -86,7 +84,7 @@ class PennFudanData(DetectionData):
 
 def _parse(images: Path, mask_file: Path, name: str, masks: bool) -> Record | Problem:
     candidates = (images / f"{name}{end}" for end in IMAGE_ENDINGS)
-    image = next((path for path in candidates if path.is_file()), None)
+    image = next((path for path in candidates if is_file(path)), None)
     if image is None:
         return Problem(images / f"{name}.jpg", "image is missing", "add it or take it off the list")
     try:
@@ -117,16 +115,9 @@ def read_instances(file: Path, width: int, height: int) -> np.ndarray:
     Raises:
         ValueError: what is wrong with the file.
     """
-    try:
-        with Image.open(file) as picture:
-            size, mode = picture.size, picture.mode
-            numbers = np.array(picture) if mode in _NUMBERED and size == (width, height) else None
-    except FileNotFoundError:
-        raise ValueError("mask is missing") from None
-    except UnidentifiedImageError:
-        raise ValueError("not a readable mask image") from None
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable mask image ({error})") from None
+    with opened(file, "mask") as picture:
+        size, mode = picture.size, picture.mode
+        numbers = np.array(picture) if mode in _NUMBERED and size == (width, height) else None
     if size != (width, height):
         raise ValueError(f"mask is {size[0]}x{size[1]}, the image is {width}x{height}")
     if numbers is None:

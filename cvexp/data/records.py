@@ -5,10 +5,14 @@ A format (VOC XML, COCO JSON ...) only writes `Record`s and reports `Problem`s; 
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable, Sequence
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -26,6 +30,18 @@ except ImportError:  # deprecated since torchvision 0.29; PIL then reads everyth
 
 FULL_CHECK_LIMIT = 2000
 """Splits up to this many images are decoded once before training; larger ones get their headers and endings checked."""
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+"""What a file may be, whatever its name says. Pillow knows more, and some of that starts other programs (EPS)."""
+MAX_PIXELS = 128 << 20
+"""An image may not have more: a header of 30 bytes can ask for any memory. RGB of so many takes 0.4 GB."""
+MAX_BYTES = 1 << 30
+"""An image file may not be larger."""
+MAX_PROBLEMS = 100_000
+"""So many faults are collected; a file with more is not what it is taken for, and the list would fill the memory."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_NAME_LENGTH = 200
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `opened` refuses what is too large
 
 
 @dataclass
@@ -39,6 +55,22 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what}. Fix: {self.fix}"
+
+
+class Problems(list[Problem]):
+    """The problems of a split as they are found, at most `MAX_PROBLEMS`."""
+
+    def append(self, problem: Problem) -> None:
+        """
+        Raises:
+            UserError: it is one too many.
+        """
+        if len(self) >= MAX_PROBLEMS:
+            raise UserError(
+                f"{problem.file}: more than {MAX_PROBLEMS:,} problems, the last: {problem.what}. Fix: another file, or mend"
+                " what writes it"
+            )
+        super().append(problem)
 
 
 @dataclass
@@ -169,7 +201,7 @@ def decode_masks(counts: Sequence[bytes], width: int, height: int) -> Tensor:
 def decode(path: Path) -> Tensor:
     """Reads an image as uint8 RGB ``[3, H, W]``; transparency is dropped, of 16 bits a channel the upper 8 are kept.
 
-    JPEG, PNG, GIF (first frame) and WebP go through torchvision (1.6 times as fast as PIL), everything else through PIL.
+    JPEG and WebP go through torchvision (1.6 times as fast as PIL), everything else through PIL; of several frames the first.
 
     Raises:
         UserError: the file is missing or cannot be decoded.
@@ -182,38 +214,76 @@ def decode(path: Path) -> Tensor:
 
 def _pixels(path: Path) -> Tensor:
     """`decode`, with a ValueError that holds the reason alone."""
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror})") from None
-    if decode_image is None:
-        return _pixels_by_pil(path)
-    try:
-        image = decode_image(torch.from_numpy(data), mode=ImageReadMode.RGB)
-    except RuntimeError:
-        return _pixels_by_pil(path)
-    image = image if image.ndim == 3 else image[0]
-    return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
+    with opened(path) as picture:
+        if decode_image is None or picture.format not in _BY_TORCHVISION:
+            return from_pil(picture)
+        try:
+            image = decode_image(torch.from_numpy(np.fromfile(path, dtype=np.uint8)), mode=ImageReadMode.RGB)
+        except RuntimeError:
+            return from_pil(picture)
+    return image if image.ndim == 3 else image[0]
 
 
-def _pixels_by_pil(path: Path) -> Tensor:
-    try:
-        with Image.open(path) as picture:
-            if picture.mode.startswith("I;16"):  # `convert` would cut it off at 255
-                grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
-                rgb = np.repeat(grey[:, :, None], 3, axis=2)
-            elif picture.mode in ("I", "F"):
-                raise ValueError(f"has 32 bits a pixel (mode {picture.mode}) and no known range; 8 or 16 are read")
-            else:
-                rgb = np.array(picture.convert("RGB"))
-    except UnidentifiedImageError:
-        raise ValueError("not a readable image" if path.stat().st_size else "file is empty") from None
-    except _PIL_ERRORS as error:
-        raise ValueError(f"not a readable image ({error})") from None
+_BY_TORCHVISION = ("JPEG", "MPO", "WEBP")
+"""What it may decode: of a GIF it would decode every picture and keep the first, and a broken PNG can end the process."""
+
+
+def from_pil(picture: Image.Image) -> Tensor:
+    """uint8 RGB ``[3, H, W]``.
+
+    Raises:
+        ValueError: 32 bits a pixel, of which nobody knows the range.
+    """
+    if picture.mode.startswith("I;16"):  # `convert` would cut it off at 255
+        grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
+        rgb = np.repeat(grey[:, :, None], 3, axis=2)
+    elif picture.mode in ("I", "F"):
+        raise ValueError(f"has 32 bits a pixel (mode {picture.mode}) and no known range; 8 or 16 are read")
+    else:
+        rgb = np.array(picture.convert("RGB"))
     return torch.from_numpy(rgb).permute(2, 0, 1)
 
 
-_PIL_ERRORS = (OSError, SyntaxError, struct.error, Image.DecompressionBombError)
+@contextmanager
+def opened(source: Path | BytesIO, what: str = "image") -> Iterator[Image.Image]:
+    """An image file of one of `FORMATS`, of which only the header is read yet. Whatever the block raises is told like this:
+
+    Raises:
+        ValueError: why the file cannot be read; also when it has more than `MAX_PIXELS` or `MAX_BYTES`.
+    """
+    unreadable = f"not a readable {what if what == 'image' else f'{what} image'}"
+    try:
+        size = source.stat().st_size if isinstance(source, Path) else source.getbuffer().nbytes
+        if not size:
+            raise ValueError("file is empty")
+        if size > MAX_BYTES:
+            raise ValueError(f"has {size:,} bytes, more than {MAX_BYTES:,}")
+        with Image.open(source, formats=FORMATS) as picture:
+            check_pixel_count(*picture.size, MAX_PIXELS)
+            yield picture
+    except FileNotFoundError:
+        raise ValueError(f"{what} is missing") from None
+    except UnidentifiedImageError:
+        raise ValueError(unreadable) from None
+    except ValueError as error:
+        raise ValueError(str(error) or unreadable) from None
+    except Exception as error:  # whatever a broken or hostile file provokes in Pillow
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ValueError(f"{unreadable} ({reason})") from None
+
+
+def check_pixel_count(width: int, height: int, limit: int) -> None:
+    """
+    Raises:
+        ValueError: an image of so many pixels, or of none, is not decoded.
+    """
+    if not 0 < width * height <= limit:
+        few = "no pixel" if not width * height else f"more than {limit >> 20} million"
+        raise ValueError(
+            f"has {width}x{height} pixels, {few}; larger ones are read in tiles that are files of their own"
+        )
+
+
 _ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 """What stands at the end of a complete file."""
 
@@ -224,15 +294,8 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         ValueError: what is wrong with the file.
     """
-    try:
-        with Image.open(path) as picture:
-            size, kind = picture.size, picture.format
-    except FileNotFoundError:
-        raise ValueError("image is missing") from None
-    except UnidentifiedImageError:
-        raise ValueError("not a readable image" if path.stat().st_size else "file is empty") from None
-    except _PIL_ERRORS as error:
-        raise ValueError(f"not a readable image ({error})") from None
+    with opened(path) as picture:
+        size, kind = picture.size, picture.format or ""
     if kind in _ENDINGS:
         with path.open("rb") as stream:
             stream.seek(max(path.stat().st_size - 64, 0))
@@ -240,6 +303,36 @@ def image_size(path: Path) -> tuple[int, int]:
         if not complete:  # or a camera's own data behind the marker
             _pixels(path)
     return size
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no disk can hold (too long) names none, where pathlib raises."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """As `is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def exists(path: Path) -> bool:
+    """As `is_file`."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def name_problem(name: str) -> str | None:
+    """Why a name cannot be one of a class or person, or None: it will stand on screens, in tables and pictures."""
+    if odd := _CONTROL.search(name):
+        return f"the name {name[:_NAME_LENGTH]!r} has the control character {odd[0]!r}"
+    if len(name) > _NAME_LENGTH:
+        return f"the name {name[:20]!r}... has {len(name):,} characters, more than {_NAME_LENGTH}"
+    return None
+
+
+def some_names(names: Iterable[str]) -> str:
+    """The first twenty names, and how many more."""
+    names = list(names)
+    return ", ".join(names[:20]) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
 
 
 def check_pixels(records: Sequence[Record]) -> list[Problem]:

@@ -15,8 +15,20 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from cvexp.data.coco_masks import shown
 from cvexp.data.module import DetectionData
-from cvexp.data.records import Problem, Record, RecordSource, box_problem, image_size, usable
+from cvexp.data.records import (
+    Problem,
+    Problems,
+    Record,
+    RecordSource,
+    box_problem,
+    image_size,
+    is_file,
+    name_problem,
+    some_names,
+    usable,
+)
 from cvexp.types import UserError
 
 _LOWER = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -72,7 +84,7 @@ class VOCData(DetectionData):
     def _list_file(self, root: Path, name: str) -> Path:
         lists = root / "ImageSets" / "Main"
         for path in (lists / f"{name}.txt", lists / name, root / name, Path(name).expanduser()):
-            if path.is_file():
+            if is_file(path):
                 return path
         have = sorted(p.stem for p in lists.glob("*.txt"))
         raise UserError(
@@ -89,7 +101,13 @@ class VOCData(DetectionData):
                     f"data.root={self.root}: no object in the annotations of '{self.train}'. Fix: data.classes=[...]"
                 )
         if len(set(self.classes)) != len(self.classes) or not self.classes:
-            raise UserError(f"data.classes={list(self.classes)}: names must be given, each once")
+            raise UserError(
+                f"data.classes={list(self.classes)}: names must be given, each once. Fix: data.classes=[cat,dog]"
+            )
+        if wrong := next(filter(None, map(name_problem, self.classes)), None):
+            raise UserError(
+                f"data.root={self.root}: a class: {wrong}. Fix: rename it, or data.classes=[...] without it"
+            )
         return list(self.classes)
 
 
@@ -120,9 +138,25 @@ def _xml_path(root: Path, name: str) -> Path:
 
 def _objects(path: Path) -> list[ElementTree.Element]:
     try:
-        return ElementTree.parse(path).getroot().findall("object")
+        return read_xml(path).findall("object")
     except (OSError, *_XML_ERRORS):
         return []  # reported by the parser of the split, with its reason
+
+
+class _Elements(ElementTree.TreeBuilder):
+    """Builds a tree of elements alone: entities, which a DOCTYPE declares, can grow without end and name other files."""
+
+    def doctype(self, *_: object) -> None:
+        raise ValueError("it has a DOCTYPE, and annotations need none")
+
+
+def read_xml(path: Path) -> ElementTree.Element:
+    """The root of an XML file.
+
+    Raises:
+        OSError, ElementTree.ParseError, ValueError, LookupError: it cannot be read; the last two also for an unknown encoding.
+    """
+    return ElementTree.parse(path, ElementTree.XMLParser(target=_Elements())).getroot()
 
 
 def _name(element: ElementTree.Element) -> str:
@@ -139,12 +173,12 @@ class _Parser:
         self.root, self.other_classes = root, other_classes
         self.index = {name: i for i, name in enumerate(classes)}
         self.shift = 1.0 if one_based else 0.0
-        self.problems: list[Problem] = []
+        self.problems = Problems()
 
     def parse(self, name: str) -> Record | None:
         xml = _xml_path(self.root, name)
         try:
-            tree = ElementTree.parse(xml).getroot()
+            tree = read_xml(xml)
         except OSError:
             return self._bad(xml, "annotation is missing", "add it or take the image off the list")
         except _XML_ERRORS as error:
@@ -178,22 +212,26 @@ class _Parser:
         folder = self.root / "JPEGImages"
         stated = Path(tree.findtext("filename") or "").name  # a name, never a path that leaves the folder
         candidates = [folder / f"{name}{end}" for end in IMAGE_ENDINGS] + ([folder / stated] if stated else [])
-        return next((path for path in candidates if path.is_file()), None)
+        return next((path for path in candidates if is_file(path)), None)
 
     def _object(self, xml: Path, element: ElementTree.Element, width: int, height: int) -> tuple | None:
         name = _name(element)
         if name not in self.index:
             if self.other_classes == "error":
-                known = ", ".join(self.index)
+                known = some_names(self.index)
                 self._bad(
-                    xml, f"class {name!r} is not one of: {known}", "data.classes=[...] or data.other_classes=ignore"
+                    xml,
+                    f"class {name[:200]!r} is not one of: {known}",
+                    "data.classes=[...] or data.other_classes=ignore",
                 )
             return None
         corners = [element.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
         try:
             x1, y1, x2, y2 = (float(value) for value in corners)  # type: ignore[arg-type]
         except (TypeError, ValueError):
-            return self._bad(xml, f"{name}: bndbox {corners} is not four numbers", "write xmin, ymin, xmax, ymax")
+            return self._bad(
+                xml, f"{name}: bndbox {shown(corners)} is not four numbers", "write xmin, ymin, xmax, ymax"
+            )
         # A box without area on disk ("504,337,504,337") is a click, not a pixel: judged before the shift.
         problem = box_problem((x1, y1, x2, y2), width, height, first=self.shift)
         if problem:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,10 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
+from cvexp.data import records
+from cvexp.data.coco_masks import shown
 from cvexp.data.module import DetectionData
-from cvexp.data.records import Problem, Record, RecordSource, image_size, usable
+from cvexp.data.records import Problem, Problems, Record, RecordSource, image_size, is_file, usable
 from cvexp.data.voc import IMAGE_ENDINGS
 from cvexp.types import UserError
 
@@ -116,7 +119,7 @@ class _Folder:
     @classmethod
     def read(cls, given: str) -> _Folder:
         path = Path(os.path.normpath(Path(given).expanduser()))
-        if path.suffix in (".yaml", ".yml") and path.is_file():
+        if path.suffix in (".yaml", ".yml") and is_file(path):
             return cls(path.parent, path, _mapping(path))
         if not path.is_dir():
             raise UserError(f"data.root={given}: no such folder. Fix: data.root=<folder with images and labels>")
@@ -127,13 +130,13 @@ class _Folder:
         """Names by id from ``names:`` of the YAML file or from ``classes.txt``; None without either."""
         if self.about.get("names") is not None:
             names = _names(self.yaml, self.about["names"])
-            if self.about.get("nc", len(names)) != len(names):
+            if (count := self.about.get("nc", len(names))) != len(names):
                 raise UserError(
-                    f"{self.yaml}: nc={self.about['nc']}, but {len(names)} names. Fix: make the two agree (nc may be left out)"
+                    f"{self.yaml}: nc={shown(count)}, but {len(names)} names. Fix: make the two agree (nc may be left out)"
                 )
             return names
         for path in (self.root / "classes.txt", self.root / "labels" / "classes.txt"):
-            if path.is_file():
+            if is_file(path):
                 return _check_names(path, _lines(path))
         return None
 
@@ -166,7 +169,7 @@ class _Folder:
         own = Path(entry).expanduser()
         folders = [self.root / "images" / entry, self.root / entry / "images", self.root / entry, own]
         lists = [self.root / f"{entry}.txt", self.root / entry, own]
-        for path in [*filter(Path.is_dir, folders), *filter(Path.is_file, lists)]:
+        for path in [*filter(records.is_folder, folders), *filter(is_file, lists)]:
             return [Path(os.path.normpath(path))]
         looked = f"images/{entry}/, {entry}/images/, {entry}/ and {entry}.txt"
         beside = [*self.root.iterdir(), *(self.root / "images").glob("*")]
@@ -179,32 +182,32 @@ class _Folder:
     def _stated(self, key: str, value: object) -> Path:
         """A path of the YAML file, inside the folder; ``../train/images``, as exports have it, is ``train/images``."""
         if not isinstance(value, str):
-            raise UserError(f"{self.yaml}: {key}: {value!r} is not a path. Fix: {key}: images/{key}")
+            raise UserError(f"{self.yaml}: {key}: {shown(value)} is not a path. Fix: {key}: images/{key}")
         path = Path(value.replace("\\", "/"))
         base = self.about.get("path")
         bases = [self.root / base, self.root] if isinstance(base, str) else [self.root]
         climbed = Path(*[part for part in path.parts if part != ".."])
         tries = [b / path for b in bases] + [self.root / climbed]
         inside = [p for p in tries if _is_inside(p, self.root)]
-        found = next((p for p in inside if p.exists()), None)
+        found = next((p for p in inside if records.exists(p)), None)
         if found:
             return Path(os.path.normpath(found))
-        what = "leaves" if any(p.exists() for p in tries) or not inside else "does not exist in"
+        what = "leaves" if any(map(records.exists, tries)) or not inside else "does not exist in"
         raise UserError(
-            f"{self.yaml}: {key}: {value} {what} the folder {self.root}. Fix: write it relative to that folder, or give the"
+            f"{self.yaml}: {key}: {value[:200]} {what} the folder {self.root}. Fix: write it relative to that folder, or give the"
             " path on the command line: data.train=, data.val=, data.test="
         )
 
     def _in_list(self, path: Path) -> tuple[list[Path], list[Problem]]:
         """The images of a list file, one a line, relative to the folder, to the list or to ``images/``."""
         found: dict[Path, int] = {}
-        problems: list[Problem] = []
+        problems = Problems()
         for number, line in enumerate(_lines(path), start=1):
             at = Path(f"{path}:{number}")
             image = self._listed(path, line)
             if image is None:
                 fix = "add the image or take it off the list (names count from data.root or from its images/)"
-                problems.append(Problem(at, f"image {line!r} is missing in {self.root}", fix))
+                problems.append(Problem(at, f"image {line[:200]!r} is missing in {self.root}", fix))
             elif image in found:
                 problems.append(Problem(at, f"names {line!r} again (line {found[image]})", "each image once"))
             else:
@@ -219,7 +222,7 @@ class _Folder:
         tries = [self.root / name, path.parent / name, images / name, images.joinpath(*below), images / name.name]
         tries = [Path(os.path.normpath(p)) for p in tries if _is_inside(p, self.root)]
         endings = ("",) if name.suffix in IMAGE_ENDINGS else IMAGE_ENDINGS
-        return next((p for base in tries for end in endings if (p := Path(f"{base}{end}")).is_file()), None)
+        return next((p for base in tries for end in endings if is_file(p := Path(f"{base}{end}"))), None)
 
 
 def _is_inside(path: Path, root: Path) -> bool:
@@ -274,7 +277,7 @@ def _label_files(folder: _Folder, images: list[Path], where: str) -> list[Path |
     """
     expected = [_mirrored(folder.root, image) for image in images]
     both = zip(expected, images, strict=True)
-    found = [next((p for p in (label, i.with_suffix(".txt")) if p.is_file()), None) for label, i in both]
+    found = [next((p for p in (label, i.with_suffix(".txt")) if is_file(p)), None) for label, i in both]
     if images and not any(found):
         raise UserError(
             f"{where}: none of its {len(images)} images has a label file, as {expected[0]} for {images[0].name}."
@@ -305,9 +308,12 @@ def _lines(path: Path) -> list[str]:
 
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(_text(path))
-    except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        text = _text(path)
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it refers to itself by '*name', by which a short file can become an endless one")
+        content = yaml.safe_load(text)
+    except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: not valid YAML ({reason}). Fix: correct the file") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no keys. Fix: names: [cat, dog], train: images/train, val: images/val")
@@ -319,26 +325,28 @@ def _names(path: Path, names: object) -> list[str]:
     if isinstance(names, dict):
         try:
             by_id = {int(key): name for key, name in names.items()}
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             by_id = {}
         if sorted(by_id) != list(range(len(names))):
             raise UserError(
-                f"{path}: names: its keys {list(names)[:8]} are not 0, 1, ..., {len(names) - 1}. Fix: number them without gaps"
+                f"{path}: names: its keys {shown(list(names))} are not 0, 1, ..., {len(names) - 1}. Fix: number them without gaps"
             )
         names = [by_id[i] for i in range(len(by_id))]
     if not isinstance(names, list):
-        raise UserError(f"{path}: names: {names!r} is not a list. Fix: names: [cat, dog]")
+        raise UserError(f"{path}: names: {shown(names)} is not a list. Fix: names: [cat, dog]")
     wrong = [name for name in names if isinstance(name, bool) or not isinstance(name, str | int)]
     if wrong:
-        raise UserError(f"{path}: names: {wrong[0]!r} is not text. Fix: quote it, as names: ['yes', 'no']")
+        raise UserError(f"{path}: names: {shown(wrong[0])} is not text. Fix: quote it, as names: ['yes', 'no']")
     return _check_names(path, [str(name).strip() for name in names])
 
 
 def _check_names(path: Path, names: list[str]) -> list[str]:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if not names or not all(names) or twice:
         what = f"{twice[0]!r} stands there more than once" if twice else "an empty name" if names else "no class name"
         raise UserError(f"{path}: {what}. Fix: one name for each class, in the order of their ids")
+    if wrong := next(filter(None, map(records.name_problem, names)), None):
+        raise UserError(f"{path}: {wrong}. Fix: rename the class")
     return names
 
 
@@ -364,7 +372,7 @@ class _Parser:
         self.names, self.other_classes, self.keypoints = names or classes, other_classes, keypoints
         self.index = {name: i for i, name in enumerate(classes)}
         self.open_end = names is None  # an id beyond ``classes`` may then be a class that the user leaves out
-        self.problems: list[Problem] = []
+        self.problems = Problems()
         self.polygons = 0
 
     def parse(self, image: Path, label: Path | None) -> Record | None:
@@ -401,7 +409,7 @@ class _Parser:
                 box = self._box(values[1:], width, height)
                 first = first_at.setdefault(tuple(values), number)
                 if first != number:
-                    raise _BadLineError(f"repeats line {first} ({line.strip()})", "remove one of the two")
+                    raise _BadLineError(f"repeats line {first} ({line.strip()[:60]})", "remove one of the two")
             except _BadLineError as error:
                 self.problems.append(Problem(Path(f"{label}:{number}"), error.what, error.fix))
                 continue
@@ -424,9 +432,9 @@ class _Parser:
             try:
                 values.append(float(word))
             except ValueError:
-                raise _BadLineError(f"{word!r} is not a number") from None
+                raise _BadLineError(f"{word[:60]!r} is not a number") from None
             if not math.isfinite(values[-1]):
-                raise _BadLineError(f"{word} is not a finite number")
+                raise _BadLineError(f"{word[:60]} is not a finite number")
         return values
 
     def _label(self, value: float) -> int | None:
@@ -442,7 +450,7 @@ class _Parser:
             return None
         if known:
             raise _BadLineError(
-                f"class {value:g} ({self.names[int(value)]}) is not one of: {', '.join(self.index)}",
+                f"class {value:g} ({self.names[int(value)]}) is not one of: {records.some_names(self.index)}",
                 "data.classes=[...] or data.other_classes=ignore",
             )
         raise _BadLineError(

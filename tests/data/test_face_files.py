@@ -216,5 +216,5 @@ def test_every_mode_becomes_rgb(mode):
 def test_images_without_a_known_range_are_refused():
     stream = io.BytesIO()
     Image.new("F", (4, 4)).save(stream, "TIFF")
-    with pytest.raises(ValueError, match="more than 8 bits a channel"):
+    with pytest.raises(ValueError, match="has 32 bits a pixel"):
         decode(stream.getvalue())

@@ -197,7 +197,7 @@ def cut(path: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Folder], Any], list[str]]] = {
     # what is done to image `a`: (how, words of the message)
     "mask missing": (lambda f: mask_file(f).unlink(), ["a_mask.png: mask is missing"]),
-    "mask empty": (lambda f: mask_file(f).write_bytes(b""), ["a_mask.png: not a readable mask image"]),
+    "mask empty": (lambda f: mask_file(f).write_bytes(b""), ["a_mask.png: file is empty"]),
     "mask is text": (lambda f: mask_file(f).write_text("1 2 3"), ["a_mask.png: not a readable mask image"]),
     "mask cut off": (lambda f: cut(mask_file(f)), ["a_mask.png: not a readable mask image"]),
     "mask is a folder": (lambda f: (mask_file(f).unlink(), mask_file(f).mkdir()), ["a_mask.png: not a readable mask"]),

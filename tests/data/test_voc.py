@@ -353,7 +353,7 @@ def test_data_behind_the_end_of_a_jpeg_is_no_fault(folder):
 def test_a_file_that_vanishes_later_is_named(folder):
     source = folder.data().source("train")
     (images(folder) / "a.jpg").unlink()
-    with pytest.raises(UserError, match=r"a\.jpg: cannot be read .*Fix"):
+    with pytest.raises(UserError, match=r"a\.jpg: image is missing. Fix"):
         source.read(0)
 
 
