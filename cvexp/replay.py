@@ -36,12 +36,15 @@ def replay(words: list[str]) -> dict[str, float]:
     from cvexp.build import SUPPLIED, quiet
     from cvexp.callbacks.replay import replay_step
     from cvexp.callbacks.step_file import find_step, read_step
+    from cvexp.config.foreign import check_slots, read_foreign, tamed
     from cvexp.inference import rebuild_model
 
     places, packages, rest = split_words(words)
     path = find_step(places)
     content = read_step(path)
-    config = OmegaConf.create(parse_overrides(rest, content["cvexp"]["config"]))
+    plain = tamed(read_foreign(content["cvexp"]["config"], path, ("model", "data", "task", "trainer")))
+    check_slots(plain, path, packages)
+    config = OmegaConf.create(parse_overrides(rest, plain))
     assert isinstance(config, DictConfig)
     check_config(config, origin=lambda _: f"in {path} or on the command line", supplied=SUPPLIED, extra=packages)
     quiet()

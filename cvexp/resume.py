@@ -180,11 +180,18 @@ def stored_words(folder: Path) -> list[str]:
     try:
         content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         words = [content, *content.get("resumed", [])][-1]["overrides"]
-    except (OSError, ValueError, LookupError, TypeError):
-        path = folder / ".hydra" / "overrides.yaml"
-        words = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else []
-    words = [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
-    return [word for word in words if _key(word) != "resume" and not _key(word).startswith("hydra")]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        words = _words_of_hydra(folder / ".hydra" / "overrides.yaml")
+    words = [w for w in words if isinstance(w, str) and not w.startswith("-")] if isinstance(words, list) else []
+    unkept = ("resume", "allow_targets")  # the latter is typed anew: a folder may be somebody else's
+    return [word for word in words if _key(word) not in unkept and not _key(word).startswith("hydra")]
+
+
+def _words_of_hydra(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return []
 
 
 def merged(stored: Sequence[str], typed: Sequence[str]) -> list[str]:
@@ -206,7 +213,7 @@ def differences(folder: Path, config: DictConfig) -> list[Change]:
     try:
         old = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert isinstance(old, dict)
-    except (OSError, ValueError, yaml.YAMLError, AssertionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, AssertionError, RecursionError) as error:
         reason = (str(error).splitlines() or ["no mapping"])[0]
         raise UserError(f"{path}: cannot be read ({reason}). Fix: begin anew with init_from=<checkpoint>") from None
     config = config.copy()

@@ -58,6 +58,7 @@ STARTED = {
     "socket.connect",
     "socket.getaddrinfo",
 }
+SHOWS_SECRET, NO_MEMORY = "a secret is shown", "runs out of memory"
 READERS = (
     *(f"data.{name}" for name in ("voc", "coco", "yolo_txt", "faces", "convert", "download")),
     *("config", "inference", "evaluate", "predict", "predict_faces", "transfer", "video", "results"),
@@ -85,7 +86,7 @@ class Case:
     Attributes:
         run: the command; everything it raises but `UserError` is a finding.
         keys: words of which a refusal may name one instead of a file.
-        own: the input is the user's own, who may read environment variables by it.
+        own: the input is the user's own, who may read environment variables by it and ask for too much memory.
     """
 
     run: Callable[[], Any]
@@ -1044,7 +1045,7 @@ def inside(kind: str, seed: str, folder: Path, limits: Limits, report: int) -> N
         case = KINDS[kind](random.Random(seed), folder, BASES[0])
     parts = {part for path in (folder / "in").rglob("*") for part in (path.name, path.stem) if len(part) > 2}
     names = [*sorted(parts), str(folder / "in")]
-    before = {"before": snapshot(folder), "names": [*names, *case.keys], "secret": not case.own}
+    before = {"before": snapshot(folder), "names": [*names, *case.keys], "own": case.own}
     os.write(report, json.dumps(before).encode("utf-8") + b"\n")
     os.chdir(folder / "home")
     os.environ |= {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), "SECRET": SECRET, "COLUMNS": "4000"}
@@ -1120,6 +1121,7 @@ def wait_for(pid: int, seconds: float) -> tuple[int, str, Any]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    killed = killed and f"{killed} ({usage.ru_utime + usage.ru_stime:.1f} s of them at work)"
     return os.waitstatus_to_exitcode(status), killed, usage
 
 
@@ -1152,7 +1154,8 @@ def judged(kind: str, folder: Path, told: dict[str, Any], died: str, used: Measu
         findings.insert(0, end)
     if end == "refused":
         findings += refusal_problems(said, told["names"])
-    findings += [text for text in said_problems(said) if told.get("secret") or "secret" not in text]
+    shown = said_problems(said)
+    findings += [text for text in shown if not told.get("own") or text not in (SHOWS_SECRET, NO_MEMORY)]
     if used.memory > used.limits.memory:
         findings.append(f"uses {used.memory >> 20} MB more than an idle process")
     findings += written_problems(folder, told)
@@ -1175,9 +1178,9 @@ def said_problems(said: str) -> list[str]:
     if control := CONTROL.search(said.replace("\r\n", "\n")):
         found.append(f"the control character {control[0]!r} is shown")
     if SECRET in said:
-        found.append("a secret is shown")
+        found.append(SHOWS_SECRET)
     if MEMORY.search(said):
-        found.append("runs out of memory")
+        found.append(NO_MEMORY)
     if len(said) > 100_000:
         found.append(f"{len(said):,} characters are shown")
     return found

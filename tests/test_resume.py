@@ -72,13 +72,13 @@ def assert_equal_runs(a: tuple[Path, dict[str, Any]], b: tuple[Path, dict[str, A
 MOMENTS = [
     pytest.param("on_train_batch_end", 5, id="in the second epoch"),
     pytest.param("on_train_batch_start", 8, id="before an epoch is saved", marks=pytest.mark.slow),
-    pytest.param("on_train_batch_end", 12, id="after the last step"),
+    pytest.param("on_train_batch_end", 12, id="after the last step", marks=pytest.mark.slow),
     pytest.param("on_validation_batch_end", 8, id="in a validation"),
     pytest.param("on_validation_end", 4, id="after a validation"),
     pytest.param("on_train_epoch_end", 8, id="between epochs", marks=pytest.mark.slow),
     pytest.param("on_train_end", 12, id="at the end of training", marks=pytest.mark.slow),
     pytest.param("on_test_start", 12, id="before the test"),
-    pytest.param("on_test_batch_end", 12, id="in the test"),
+    pytest.param("on_test_batch_end", 12, id="in the test", marks=pytest.mark.slow),
 ]
 
 
@@ -112,7 +112,9 @@ SETTINGS = [
     pytest.param(
         ("callbacks.ema=null", "optimizer=sgd"), 7, id="without averaging, with momentum", marks=pytest.mark.slow
     ),
-    pytest.param(("freeze.patterns=[backbone.*]", "freeze.unfreeze_at=0.5"), 5, id="frozen until step 6"),
+    pytest.param(
+        ("freeze.patterns=[backbone.*]", "freeze.unfreeze_at=0.5"), 5, id="frozen until step 6", marks=pytest.mark.slow
+    ),
     pytest.param(("trainer.check_val_every_n_epoch=2",), 7, id="an epoch without validation", marks=pytest.mark.slow),
     pytest.param(
         ("early_stopping.patience=1", "monitor=val/loss", "monitor_mode=min"),
@@ -504,6 +506,9 @@ def test_stored_words(tmp_path: Path) -> None:
     resumed = {"overrides": ["model=facenet"], "resumed": [{"overrides": ["model=facenet", "trainer.max_epochs=9"]}]}
     (tmp_path / "manifest.json").write_text(json.dumps(resumed))  # what it was extended by stays
     assert stored_words(tmp_path) == ["model=facenet", "trainer.max_epochs=9"]
+    foreign = ["model=facenet", "allow_targets=[os]", "--config-dir=/tmp", "-m"]  # what a folder may not bring along
+    (tmp_path / "manifest.json").write_text(json.dumps({"overrides": foreign}))
+    assert stored_words(tmp_path) == ["model=facenet"]
     (tmp_path / "manifest.json").write_text("{")  # broken: Hydra's own record
     assert stored_words(tmp_path) == ["model=yolo"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -44,6 +44,8 @@ def load_weights(body: nn.Module, path: Path) -> None:
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise ValueError("no state dict")
     except Exception as error:
         raise UserError(
             f"model.backbone.weights={path}: not a plain state dict ({type(error).__name__}). Fix: save tensors only"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import platform
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,7 +88,7 @@ def position(checkpoint: str | Path) -> dict[str, Any]:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         where = content.get("position", {"step": content.get("global_step"), "epoch": content.get("epoch")})
         return {"step": where["step"], "epoch": where["epoch"]}
-    except (OSError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, pickle.UnpicklingError):
+    except Exception:  # whatever a broken file provokes
         return {"step": None, "epoch": None}  # it is Lightning that will tell why
 
 
@@ -126,7 +125,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}). Fix: give a run's folder; runs of older versions have no manifest"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}). Fix: restore the file, or remove it and resume the run") from None
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise UserError(f"{path}: not a manifest (no format). Fix: restore the file, or remove it and resume the run")

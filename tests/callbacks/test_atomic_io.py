@@ -67,7 +67,7 @@ def test_without_one_before(tmp_path: Path) -> None:
         AtomicIO().save_checkpoint({"number": 1}, tmp_path / "file" / "last.ckpt")
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.011, 0.023, 0.037])
+@pytest.mark.parametrize("delay", [0.0, 0.023])
 def test_a_kill_while_saving(tmp_path: Path, delay: float) -> None:
     """At whatever moment: the file is one of the checkpoints, whole."""
     path = tmp_path / "last.ckpt"
