@@ -179,6 +179,18 @@ def test_a_signal_saves(
     assert_equal_runs(whole("yolo", *words[-2:]), (tmp_path, goes))
 
 
+def test_a_signal_after_the_last_step(tmp_path: Path) -> None:
+    """When nothing is left to be looked at before the test: it is not lost, and the test is for the next start."""
+    words = [*MODELS["yolo"], *QUICK]
+    with pytest.raises(SystemExit) as end:
+        train_here(tmp_path, *words, *cut_words("on_train_epoch_end", 12, signal.SIGTERM))
+    assert end.value.code == 143
+    assert not (tmp_path / "result.json").exists()
+    assert (last(tmp_path)["position"]["epoch"], last(tmp_path)["position"]["batch"]) == (3, 0)
+    goes_on(tmp_path, *words)
+    assert (tmp_path / "result.json").exists()
+
+
 def test_a_signal_in_the_test_ends_at_once(tmp_path: Path) -> None:
     words = [*MODELS["yolo"], *QUICK]
     with pytest.raises(SystemExit) as end:

@@ -110,7 +110,10 @@ class Last(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step > self._saved_step or self._validated:
             self._save(trainer)
+        wish = int(self._processes.largest(self._signal))  # it came after the last look
         self._listen(None)
+        if wish:
+            self._stop(trainer, wish - STOP)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._listen(lambda number, _: self._stop(trainer, number))  # there is nothing to save
