@@ -85,12 +85,15 @@ class Detection:
         scores: float32 ``[N]`` in ``0..1``.
         labels: int64 ``[N]`` in ``0..K-1``.
         masks: per-box mask probabilities ``[N, m, m]`` or None.
+        encoded: the masks of the image itself as N of COCO's run-length encodings ``{"size": [height, width], "counts":
+            bytes}``, or None; the task makes them of ``masks`` once the boxes are in original pixels.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     masks: Tensor | None = None
+    encoded: list[dict[str, Any]] | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -43,7 +43,7 @@ ARROWS: dict[str, set[str]] = {
     "viz": {"types", "ops"},
     "callbacks": {"viz", "types", "metrics", "loggers"},  # what they make is shown by the loggers
     "schedules": {"types"},
-    "loggers": {"types", "viz"},  # boxes are drawn where a logger has none of its own
+    "loggers": {"types", "ops", "viz"},  # boxes are drawn where a logger has none of its own
     "video": set(),  # frames in and out
     "config": {"types"},
 }

@@ -22,7 +22,7 @@ from cvexp.data.shapes import ShapesData
 from cvexp.errors import UserError
 from cvexp.loggers import mlflow as mlflow_module
 from cvexp.loggers import tensorboard as tensorboard_module
-from cvexp.loggers.shown import Boxed, Captioned, Curves, class_map, markdown, pasted, shrunk
+from cvexp.loggers.shown import Boxed, Captioned, Curves, class_map, markdown, shrunk
 from cvexp.loggers.wandb import WandbRun, image_with_boxes, run_name, sync_command, wandb
 from cvexp.types import Detection
 
@@ -516,28 +516,6 @@ def test_large_images_shrink_with_their_boxes() -> None:
     assert half.target.masks is not None
     assert half.target.masks.shape[1:] == half.image.shape[1:]
     assert shrunk(shown, 4000) is shown
-
-
-@pytest.mark.parametrize(
-    ("box", "inside"),
-    [
-        ([1, 1, 3, 3], [(1, 1), (1, 2), (2, 1), (2, 2)]),  # four pixels
-        ([-1, -1, 1, 1], [(0, 0)]),  # beyond the image
-        ([2, 2, 2, 2], []),  # no size
-    ],
-)
-def test_masks_are_pasted_into_their_boxes(box: list[float], inside: list[tuple[int, int]]) -> None:
-    found = pasted(torch.ones(1, 5, 5), torch.tensor([box]).float(), (4, 4))
-    assert [tuple(place) for place in found[0].nonzero().tolist()] == inside
-
-
-def test_half_a_mask() -> None:
-    """The left half of a box from 0 to 4: columns 0 and 1."""
-    grid = torch.zeros(1, 4, 4)
-    grid[:, :, :2] = 1
-    found = pasted(grid, torch.tensor([[0.0, 0, 4, 4]]), (4, 5))
-    assert found[0].any(dim=0).tolist() == [True, True, False, False, False]
-    assert pasted(torch.zeros(0, 4, 4), torch.zeros(0, 4), (4, 5)).shape == (0, 4, 5)
 
 
 def test_the_surest_mask_is_on_top() -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from cvexp.ops.masks import paste_masks
 from cvexp.types import Detection, Target
 from cvexp.viz import page, truth_and_prediction
 
@@ -133,27 +134,6 @@ def shrunk(shown: Boxed, side: int) -> Boxed:
     return Boxed(image, target, replace(shown.found, boxes=shown.found.boxes * factor), shown.name)
 
 
-def pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks of boxes as masks of the image: bool ``[N, H, W]``, where the probability is 0.5 or more.
-
-    Args:
-        masks: probabilities ``[N, m, m]``; their grid covers the box from edge to edge.
-        boxes: ``[N, 4]`` xyxy, pixels.
-        size: ``(height, width)`` of the image.
-    """
-    height, width = size
-    if not len(masks):
-        return torch.zeros(0, height, width, dtype=torch.bool)
-    x1, y1, x2, y2 = boxes.float().unbind(dim=1)
-    x, y = torch.arange(width) + 0.5, torch.arange(height) + 0.5  # centres of the pixels
-    across = 2 * (x - x1[:, None]) / (x2 - x1).clamp(min=1e-6)[:, None] - 1  # -1..1 within the box, [N, W]
-    down = 2 * (y - y1[:, None]) / (y2 - y1).clamp(min=1e-6)[:, None] - 1
-    grid = torch.stack([across[:, None].expand(-1, height, -1), down[:, :, None].expand(-1, -1, width)], dim=-1)
-    sampled = F.grid_sample(masks[:, None].float(), grid, padding_mode="border", align_corners=False)[:, 0]
-    inside = (across.abs() <= 1)[:, None] & (down.abs() <= 1)[:, :, None]
-    return (sampled >= 0.5) & inside
-
-
 def class_map(masks: Tensor, labels: Tensor) -> NDArray[np.uint8]:
     """``[H, W]``: 0 where there is no object, else label + 1; of masks ``[N, H, W]`` that overlap the first is on top.
 
@@ -172,7 +152,7 @@ def masks_of(shown: Boxed) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] 
     size = (shown.image.shape[1], shown.image.shape[2])
     return (
         None if truth is None else class_map(truth, shown.target.labels),
-        None if found is None else class_map(pasted(found, shown.found.boxes, size), shown.found.labels),
+        None if found is None else class_map(paste_masks(found, shown.found.boxes, size), shown.found.labels),
     )
 
 

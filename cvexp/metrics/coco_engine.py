@@ -40,7 +40,11 @@ Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 Difficult: TypeAlias = Literal["ignore", "count"]
 
-AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+IouType: TypeAlias = Literal["bbox", "segm"]
+
+SIZES = ("all", "small", "medium", "large")
+SIZE_LIMITS = (32.0**2, 96.0**2)
+"""COCO's: up to the first, in square pixels, an object is small, from the second on large."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class CocoResult:
         iou_thresholds: float64 ``[T]``.
         recall_thresholds: float64 ``[R]``.
         max_detections: the M limits per image and class, ascending.
+        size_limits: square pixels, up to which an object is small and from which on it is large.
     """
 
     classes: tuple[str, ...]
@@ -66,6 +71,7 @@ class CocoResult:
     iou_thresholds: Floats
     recall_thresholds: Floats
     max_detections: tuple[int, ...]
+    size_limits: tuple[float, float] = SIZE_LIMITS
 
     def summary(self) -> dict[str, float]:
         """COCO's twelve numbers, then ``AP/<class>`` and ``AP50/<class>``; NaN where there is nothing to average.
@@ -86,7 +92,7 @@ class CocoResult:
 
     def average_precision(self, iou: float | None = None, area: str = "all") -> Floats:
         """float64 ``[K]``: AP of each class at one IoU threshold (None: mean of all), NaN without objects."""
-        precision = self._at(iou)[:, :, :, list(AREAS).index(area), -1]  # [T or 1, R, K]
+        precision = self._at(iou)[:, :, :, SIZES.index(area), -1]  # [T or 1, R, K]
         return np.array([_mean(precision[:, :, k]) for k in range(len(self.classes))])
 
     def curves(self, iou: float = 0.5) -> tuple[Floats, Floats, Floats]:
@@ -114,10 +120,10 @@ class CocoResult:
         return self.precision if iou is None else self.precision[self._threshold(iou)]
 
     def _ap(self, iou: float | None = None, area: str = "all") -> float:
-        return _mean(self._at(iou)[:, :, :, list(AREAS).index(area), -1])
+        return _mean(self._at(iou)[:, :, :, SIZES.index(area), -1])
 
     def _ar(self, area: str = "all", limit: int = -1) -> float:
-        return _mean(self.recall[:, :, list(AREAS).index(area), limit])
+        return _mean(self.recall[:, :, SIZES.index(area), limit])
 
 
 def evaluate(
@@ -131,6 +137,8 @@ def evaluate(
     max_detections: Sequence[int] = (1, 10, 100),
     iou_thresholds: Sequence[float] | Floats | None = None,
     difficult: Difficult = "ignore",
+    size_limits: Sequence[float] = SIZE_LIMITS,
+    det_masks: Sequence[Any] | None = None,
 ) -> CocoResult:
     """Evaluates N detections on the images that are named, and on no others.
 
@@ -145,22 +153,93 @@ def evaluate(
         max_detections: limits per image *and class*, ascending.
         iou_thresholds: COCO's ten (0.50, 0.55, ..., 0.95) if None.
         difficult: ``"ignore"``, or ``"count"`` as if they were normal objects.
+        size_limits: square pixels; COCO's are 32² and 96².
+        det_masks: N run-length encodings ``{"size": [height, width], "counts": bytes}``: IoU of masks instead of boxes. The
+            ground truth must have masks too; the size of a detection is then its mask's.
 
     Raises:
         UserError: an image id that the ground truth does not know, settings or annotations that mean nothing.
     """
-    limits, thresholds = check_settings(max_detections, iou_thresholds, difficult)
+    check_settings(max_detections, iou_thresholds, difficult, size_limits)
     check_ground_truth(gt)
     images: Ints = np.unique(np.asarray(image_ids, dtype=np.int64))
     _check_known(images, _numpy(gt.image_ids))
-    objects = _ground_truth_columns(gt, images, difficult)
-    detections = _detection_table(images, det_image, det_boxes, det_scores, det_labels)
-    evaluated = _run_hotcoco(len(images), len(gt.classes), objects, detections, limits, thresholds)
-    return CocoResult(tuple(gt.classes), len(images), *evaluated, max_detections=limits)
+    position, kept = _positions(_numpy(gt.image_ids)[_numpy(gt.image_index)], images)
+    ignored = gt.crowd | gt.difficult if difficult == "ignore" else gt.crowd
+    objects = Columns(
+        position[kept], _numpy(gt.labels)[kept], to_xywh(_numpy(gt.boxes).astype(np.float64)[kept]),
+        area=_numpy(gt.area).astype(np.float64)[kept], ignored=_numpy(ignored)[kept],
+        masks=None if gt.masks is None or det_masks is None else [gt.masks[i] for i in np.flatnonzero(kept)],
+    )  # fmt: skip
+    position, kept = _positions(np.asarray(det_image, dtype=np.int64), images)
+    boxes = np.asarray(det_boxes, dtype=np.float64).reshape(-1, 4)
+    found = Columns(
+        position[kept], np.asarray(det_labels).astype(np.int64)[kept], to_xywh(boxes)[kept],
+        scores=np.asarray(det_scores, np.float64)[kept],
+        masks=None if det_masks is None else [det_masks[i] for i in np.flatnonzero(kept).tolist()],
+    )  # fmt: skip
+    return evaluate_columns(
+        tuple(gt.classes), len(images), objects, found, max_detections=max_detections, iou_thresholds=iou_thresholds,
+        size_limits=size_limits,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Objects or detections as COCO's files have them.
+
+    Attributes:
+        image: int64 ``[N]``, 0..I-1 in the order of image ids.
+        label: int64 ``[N]`` in ``0..K-1``.
+        xywh: float64 ``[N, 4]``, pixels.
+        area: float64 ``[N]`` of objects, square pixels.
+        ignored: bool ``[N]`` of objects.
+        scores: float64 ``[N]`` of detections.
+        masks: N run-length encodings; where both sides have them, masks are compared instead of boxes.
+    """
+
+    image: Ints
+    label: Ints
+    xywh: Floats
+    area: Floats | None = None
+    ignored: NDArray[np.bool_] | None = None
+    scores: Floats | None = None
+    masks: list[Any] | None = None
+
+
+def evaluate_columns(
+    classes: tuple[str, ...],
+    images: int,
+    objects: Columns,
+    found: Columns,
+    *,
+    max_detections: Sequence[int] = (1, 10, 100),
+    iou_thresholds: Sequence[float] | Floats | None = None,
+    size_limits: Sequence[float] = SIZE_LIMITS,
+) -> CocoResult:
+    """`evaluate` of what is in COCO's own form already: nothing is converted, so that not a bit can change.
+
+    Raises:
+        UserError: settings that mean nothing; masks on one side only.
+    """
+    limits, thresholds = check_settings(max_detections, iou_thresholds, "ignore", size_limits)
+    if (objects.masks is None) != (found.masks is None):
+        side = "annotations" if objects.masks is None else "detections"
+        raise UserError(
+            f"the {side} have no masks, so IoU of masks means nothing. Fix: data.masks=true and a model with masks, or"
+            " metric.masks=false"
+        )
+    small, large = (float(limit) for limit in size_limits)
+    ranges = [[0.0, 1e10], [0.0, small], [small, large], [large, 1e10]]
+    arrays = _run_hotcoco(images, len(classes), objects, found, limits, thresholds, ranges)
+    return CocoResult(classes, images, *arrays, max_detections=limits, size_limits=(small, large))
 
 
 def check_settings(
-    max_detections: Sequence[int], iou_thresholds: Sequence[float] | Floats | None, difficult: str
+    max_detections: Sequence[int],
+    iou_thresholds: Sequence[float] | Floats | None,
+    difficult: str,
+    size_limits: Sequence[float] = SIZE_LIMITS,
 ) -> tuple[tuple[int, ...], Floats]:
     """The settings as plain values: limits, and IoU thresholds float64 ``[T]``.
 
@@ -180,7 +259,29 @@ def check_settings(
         raise UserError(
             f"metric.iou_thresholds is {thresholds.tolist()}; give values in (0, 1], or null for COCO's ten."
         )
+    if len(size_limits) != 2 or not 0 < size_limits[0] < size_limits[1] < 1e10:
+        raise UserError(
+            f"metric.size_limits is {list(size_limits)}; give two ascending areas in square pixels such as [1024, 9216]."
+        )
     return limits, thresholds
+
+
+def settings_in_words(
+    max_detections: Sequence[int],
+    iou_thresholds: Sequence[float] | Floats,
+    difficult: str,
+    size_limits: Sequence[float] = SIZE_LIMITS,
+) -> str:
+    """One line that belongs beside every score: ``at most 100 detections per image and class; IoU 0.50:0.05:0.95 ...``."""
+    steps = np.asarray(iou_thresholds, dtype=np.float64)
+    even = len(steps) > 2 and np.allclose(np.diff(steps), steps[1] - steps[0], rtol=0, atol=1e-9)
+    ious = f"{steps[0]:.2f}:{steps[1] - steps[0]:.2f}:{steps[-1]:.2f}" if even else ", ".join(f"{x:g}" for x in steps)
+    small, large = (f"{limit**0.5:g}\u00b2" for limit in size_limits)
+    return (
+        f"COCO; at most {max_detections[-1]} detections per image and class (AR at {', '.join(map(str, max_detections))});"
+        f" IoU {ious}; small up to {small}, large from {large} px; difficult objects "
+        + ("ignored" if difficult == "ignore" else "counted")
+    )
 
 
 def check_ground_truth(gt: GroundTruth) -> None:
@@ -234,58 +335,50 @@ def _positions(ids: Ints, images: Ints) -> tuple[Ints, NDArray[np.bool_]]:
     return position, images[position] == ids
 
 
-def _xywh(boxes: Floats) -> Floats:
+def to_xywh(boxes: Floats) -> Floats:
+    """``[N, 4]`` xyxy to x, y, width, height."""
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-
-
-def _ground_truth_columns(gt: GroundTruth, images: Ints, difficult: Difficult) -> dict[str, Any]:
-    position, kept = _positions(_numpy(gt.image_ids)[_numpy(gt.image_index)], images)
-    ignored = gt.crowd | gt.difficult if difficult == "ignore" else gt.crowd
-    return {
-        "image_ids": position[kept],
-        "category_ids": _numpy(gt.labels)[kept],
-        "boxes": _xywh(_numpy(gt.boxes).astype(np.float64)[kept]),
-        "area": _numpy(gt.area).astype(np.float64)[kept],
-        "iscrowd": _numpy(ignored)[kept],
-    }
-
-
-def _detection_table(
-    images: Ints, det_image: ArrayLike, det_boxes: ArrayLike, det_scores: ArrayLike, det_labels: ArrayLike
-) -> Floats:
-    """float64 ``[N, 7]``: image, x, y, w, h, score, class."""
-    position, kept = _positions(np.asarray(det_image, dtype=np.int64), images)
-    boxes = np.asarray(det_boxes, dtype=np.float64).reshape(-1, 4)
-    columns = [position, _xywh(boxes), np.asarray(det_scores, np.float64), np.asarray(det_labels, np.float64)]
-    return np.column_stack(columns)[kept]
 
 
 def _run_hotcoco(
     images: int,
     classes: int,
-    objects: dict[str, Any],
-    detections: Floats,
+    objects: Columns,
+    found: Columns,
     limits: tuple[int, ...],
     thresholds: Floats,
+    ranges: list[list[float]],
 ) -> tuple[Floats, Floats, Floats, Floats, Floats]:
     """Precision, recall, scores, IoU thresholds and recall thresholds; all -1 where there is nothing to evaluate."""
     recalls = np.linspace(0.0, 1.0, 101)
     if not images or not classes:
-        shape = (len(thresholds), len(recalls), classes, len(AREAS), len(limits))
+        shape = (len(thresholds), len(recalls), classes, len(SIZES), len(limits))
         empty = np.full(shape, -1.0)
         return empty, empty[:, 0].copy(), empty.copy(), thresholds, recalls
     from hotcoco import COCO, COCOeval
 
     image_list, class_list = [{"id": i} for i in range(images)], [{"id": k, "name": str(k)} for k in range(classes)]
-    truth = COCO.from_arrays(image_list, class_list, **objects)
-    engine = COCOeval(truth, truth.load_res(detections), "bbox")
+    truth = COCO.from_arrays(
+        image_list, class_list, image_ids=objects.image, category_ids=objects.label, boxes=objects.xywh,
+        area=objects.area, iscrowd=objects.ignored, segmentation=objects.masks,
+    )  # fmt: skip
+    engine = COCOeval(truth, truth.load_res(_as_results(found)), "bbox" if found.masks is None else "segm")
     engine.params.max_dets = list(limits)
     engine.params.iou_thrs = thresholds.tolist()
     engine.params.rec_thrs = recalls.tolist()
-    engine.params.area_rng = [list(r) for r in AREAS.values()]
-    engine.params.area_rng_lbl = list(AREAS)
+    engine.params.area_rng = ranges
+    engine.params.area_rng_lbl = list(SIZES)
     engine.evaluate()
     engine.accumulate()
-    found = engine.eval or {}
-    arrays = [np.asarray(found[name], dtype=np.float64) for name in ("precision", "recall", "scores")]
+    answer = engine.eval or {}
+    arrays = [np.asarray(answer[name], dtype=np.float64) for name in ("precision", "recall", "scores")]
     return arrays[0], arrays[1], arrays[2], thresholds, recalls
+
+
+def _as_results(found: Columns) -> Floats | list[dict[str, Any]]:
+    """A table image, x, y, w, h, score, class; with masks COCO's dictionaries without a box, so that the area is the mask's."""
+    assert found.scores is not None
+    if found.masks is None:
+        return np.column_stack([found.image, found.xywh, found.scores, found.label.astype(np.float64)])
+    rows = zip(found.image.tolist(), found.label.tolist(), found.scores.tolist(), found.masks, strict=True)
+    return [{"image_id": i, "category_id": k, "score": s, "segmentation": m} for i, k, s, m in rows]

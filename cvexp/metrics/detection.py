@@ -12,7 +12,7 @@ them into three arrays, gathers these once, drops repeated ids, sorts by id, eva
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -21,10 +21,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from cvexp.metrics.coco_engine import CocoResult, Difficult, check_ground_truth, check_settings, evaluate
+from cvexp.metrics.coco_engine import (
+    SIZE_LIMITS,
+    CocoResult,
+    Difficult,
+    check_ground_truth,
+    check_settings,
+    evaluate,
+    settings_in_words,
+)
+from cvexp.metrics.findings import Findings
 from cvexp.types import Detection, GroundTruth, UserError
 
-Shard = tuple[NDArray, NDArray, NDArray]  # image ids int64 [I], rows of each int64 [I], rows float [N, 6]
+Masks = list[dict[str, Any]] | None  # run-length encodings of one image's detections
+
+
+class Shard(NamedTuple):
+    """What one process has seen.
+
+    Attributes:
+        ids: int64 ``[I]`` image ids.
+        counts: int64 ``[I]`` detections of each.
+        rows: ``[N, 6]`` x1, y1, x2, y2, score, label.
+        masks: N run-length encodings, or None.
+    """
+
+    ids: NDArray
+    counts: NDArray
+    rows: NDArray
+    masks: Masks = None
 
 
 class CollectsDetections(Metric):
@@ -34,9 +59,14 @@ class CollectsDetections(Metric):
         max_detections: limits per image and class, ascending; the last serves AP, all of them AR.
         iou_thresholds: COCO's 0.50, 0.55, ..., 0.95 if None.
         difficult: ``"ignore"`` (neither reward nor punishment) or ``"count"`` VOC's difficult objects.
+        size_limits: square pixels, up to which an object is small and from which on it is large; COCO's are 32² and 96².
+        masks: also by the IoU of masks, as ``mask/AP ...``.
 
     Attributes:
         result: the `CocoResult` of the last ``compute``, for curves; None before. Survives ``reset``.
+        mask_result: the same by masks; None without.
+        findings: what was evaluated, in the first process after ``compute``, else None; made when it is asked for.
+        settings: one line that belongs beside every score.
     """
 
     kind: ClassVar[str] = "detection"
@@ -49,24 +79,47 @@ class CollectsDetections(Metric):
         max_detections: Sequence[int] = (1, 10, 100),
         iou_thresholds: Sequence[float] | None = None,
         difficult: Difficult = "ignore",
+        size_limits: Sequence[float] = SIZE_LIMITS,
+        masks: bool = False,
     ) -> None:
         super().__init__()
-        self.max_detections, self.iou_thresholds = check_settings(max_detections, iou_thresholds, difficult)
+        checked = check_settings(max_detections, iou_thresholds, difficult, size_limits)
+        self.max_detections, self.iou_thresholds = checked
         self.difficult: Difficult = difficult
+        self.size_limits = (float(size_limits[0]), float(size_limits[1]))
+        self.masks = masks
         self.result: CocoResult | None = None
+        self.mask_result: CocoResult | None = None
         self._rows: dict[int, NDArray] = {}
+        self._encoded: dict[int, list[dict[str, Any]]] = {}
+        self._evaluated: Shard | None = None
         self._gt = _no_ground_truth()
         self._known_ids: frozenset[int] | None = None
+
+    @property
+    def settings(self) -> str:
+        return settings_in_words(self.max_detections, self.iou_thresholds, self.difficult, self.size_limits)
+
+    @property
+    def findings(self) -> Findings | None:
+        if self._evaluated is None:
+            return None
+        ids, counts, rows, masks = self._evaluated
+        columns = (np.repeat(ids, counts), rows[:, :4], rows[:, 4], rows[:, 5])
+        limit = self.max_detections[-1]
+        return Findings.gather(self._gt, ids, *columns, difficult=self.difficult, limit=limit, det_masks=masks)
 
     def set_ground_truth(self, gt: GroundTruth) -> None:
         """Sets the annotations of the split to be evaluated, and forgets every detection so far.
 
         Raises:
-            UserError: the ground truth contradicts itself.
+            UserError: the ground truth contradicts itself, or has no masks where they are asked for.
         """
         check_ground_truth(gt)
         self.reset()
-        self.result = None
+        self.result = self.mask_result = self._evaluated = None
+        if self.masks and gt.masks is None:
+            raise UserError("metric.masks=true, but the data has no masks. Fix: data.masks=true, or metric.masks=false")
         self._gt, self._known_ids = gt, frozenset(gt.image_ids.tolist())
 
     def update(self, image_ids: Sequence[int], detections: Sequence[Detection]) -> None:
@@ -75,16 +128,20 @@ class CollectsDetections(Metric):
         An image that comes again replaces the former.
 
         Raises:
-            UserError: no ground truth set, an unknown image id, a NaN or infinite number, a label out of range.
+            UserError: no ground truth set, an unknown image id, a NaN or infinite number, a label out of range, no masks where
+                they are asked for.
         """
         if self._known_ids is None:
             raise UserError("the metric has no ground truth: call metric.set_ground_truth(...) before metric.update.")
-        self._rows |= checked_rows(image_ids, detections, self._known_ids, len(self._gt.classes))
+        rows = checked_rows(image_ids, detections, self._known_ids, len(self._gt.classes))
+        if self.masks:
+            self._encoded |= {int(i): _encoded(i, d) for i, d in zip(image_ids, detections, strict=True)}
+        self._rows |= rows
 
     def reset(self) -> None:
         """Forgets the detections; keeps the ground truth and the last ``result``."""
         super().reset()
-        self._rows = {}
+        self._rows, self._encoded = {}, {}
 
     def forward(self, *_: Any, **__: Any) -> NoReturn:
         """Not offered: the mAP of one batch means nothing and costs an evaluation."""
@@ -98,6 +155,9 @@ class CollectsDetections(Metric):
         """Nothing: there are no states."""
 
 
+Results = tuple[CocoResult, CocoResult | None]  # by boxes and by masks
+
+
 class DetectionMAP(CollectsDetections):
     """COCO mAP of `Detection` against a `GroundTruth`, both in original pixels, on any number of processes.
 
@@ -107,25 +167,32 @@ class DetectionMAP(CollectsDetections):
     """
 
     def compute(self) -> dict[str, Tensor]:
-        """COCO's twelve numbers, ``AP/<class>``, ``AP50/<class>`` and ``images``, float64 0-d on the CPU.
+        """COCO's twelve numbers, ``AP/<class>``, ``AP50/<class>`` and ``images``, float64 0-d on the CPU; ``mask/AP ...``.
 
         NaN without an image or object. In several processes this is a collective: every rank must call it.
         """
-        shards = _gather(_pack(self._rows))
-        self.result = _broadcast(self._attempt(shards) if shards is not None else None)
+        shards = _gather(_pack(self._rows, self._encoded if self.masks else None))
+        self._evaluated = None if shards is None else _unique_images(shards)
+        outcome = None if self._evaluated is None else self._attempt(self._evaluated)
+        self.result, self.mask_result = _broadcast(outcome)
         numbers = self.result.summary() | {"images": float(self.result.images)}
+        if self.mask_result is not None:
+            numbers |= {f"mask/{name}": value for name, value in self.mask_result.summary().items()}
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
 
-    def _attempt(self, shards: list[Shard]) -> CocoResult | Exception:
+    def _attempt(self, shard: Shard) -> Results | Exception:
         """The evaluation, or why it failed: the other ranks are waiting and must hear of either."""
-        ids, counts, rows = _unique_images(shards)
+        columns = (np.repeat(shard.ids, shard.counts), shard.rows[:, :4], shard.rows[:, 4], shard.rows[:, 5])
+        options: dict[str, Any] = {
+            "max_detections": self.max_detections, "iou_thresholds": self.iou_thresholds, "difficult": self.difficult,
+            "size_limits": self.size_limits,
+        }  # fmt: skip
         try:
-            return evaluate(
-                self._gt, ids, np.repeat(ids, counts), rows[:, :4], rows[:, 4], rows[:, 5],
-                max_detections=self.max_detections, iou_thresholds=self.iou_thresholds, difficult=self.difficult,
-            )  # fmt: skip
+            boxes = evaluate(self._gt, shard.ids, *columns, **options)
+            masks = evaluate(self._gt, shard.ids, *columns, **options, det_masks=shard.masks) if self.masks else None
         except Exception as error:
             return error
+        return boxes, masks
 
 
 def checked_rows(
@@ -180,19 +247,34 @@ def _check_values(rows: NDArray, images: NDArray, num_classes: int) -> None:
         )
 
 
-def _pack(rows: dict[int, NDArray]) -> Shard:
+def _encoded(image_id: int, detection: Detection) -> list[dict[str, Any]]:
+    """The run-length encodings of an image's detections."""
+    if detection.encoded is None and len(detection):
+        raise UserError(
+            f"image {image_id}: metric.masks=true, but the detections have no masks. Fix: a model with masks, or"
+            " metric.masks=false"
+        )
+    return detection.encoded or []
+
+
+def _pack(rows: dict[int, NDArray], encoded: dict[int, list[dict[str, Any]]] | None = None) -> Shard:
     packed = np.concatenate(list(rows.values())) if rows else np.zeros((0, 6), np.float32)
-    return np.array(list(rows), np.int64), np.array([len(r) for r in rows.values()], np.int64), packed
+    masks = None if encoded is None else [mask for image_id in rows for mask in encoded[image_id]]
+    return Shard(np.array(list(rows), np.int64), np.array([len(r) for r in rows.values()], np.int64), packed, masks)
 
 
 def _unique_images(shards: list[Shard]) -> Shard:
     """All images once, sorted by id; of repeated ones the lowest rank's is kept."""
     unique: dict[int, NDArray] = {}
-    for ids, counts, rows in shards:
-        ends = np.cumsum(counts)
-        for image_id, start, end in zip(ids.tolist(), ends - counts, ends, strict=True):
-            unique.setdefault(image_id, rows[start:end])
-    return _pack(dict(sorted(unique.items())))
+    encoded: dict[int, list[dict[str, Any]]] = {}
+    for shard in shards:
+        ends = np.cumsum(shard.counts)
+        for image_id, start, end in zip(shard.ids.tolist(), ends - shard.counts, ends, strict=True):
+            if image_id not in unique:
+                unique[image_id] = shard.rows[start:end]
+                encoded[image_id] = [] if shard.masks is None else shard.masks[start:end]
+    in_order = dict(sorted(unique.items()))
+    return _pack(in_order, None if any(shard.masks is None for shard in shards) else encoded)
 
 
 def _processes() -> int:
@@ -208,12 +290,12 @@ def _gather(shard: Shard) -> list[Shard] | None:
     return gathered
 
 
-def _broadcast(outcome: CocoResult | Exception | None) -> CocoResult:
+def _broadcast(outcome: Results | Exception | None) -> Results:
     """Rank 0's outcome on every rank: returned, or raised."""
-    box = [outcome]
+    box: list[Any] = [outcome]
     if _processes() > 1:
         dist.broadcast_object_list(box, src=0)
-    if isinstance(box[0], CocoResult):
+    if isinstance(box[0], tuple):
         return box[0]
     raise box[0] or RuntimeError("rank 0 sent no result")
 

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cvexp.metrics.coco_engine import AREAS, CocoResult, Difficult
-from cvexp.metrics.detection import CollectsDetections
+from cvexp.metrics.coco_engine import SIZES, CocoResult, Difficult
+from cvexp.metrics.detection import CollectsDetections, _pack, _unique_images
 from cvexp.types import UserError
 
 # Our name of each of torchmetrics' numbers; the three AR by limit come from its ``max_detections``.
@@ -61,6 +61,7 @@ class TorchmetricsMAP(CollectsDetections):
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise UserError("metric=torchmetrics works in one process only; use metric=coco or trainer.devices=1.")
         raw = self._torchmetrics()
+        self._evaluated = _unique_images([_pack(self._rows)])
         self.result = _as_result(raw, self._gt.classes, self.iou_thresholds, self.max_detections, len(self._rows))
         # torchmetrics' own twelve over ours from its arrays. It says -1 where nothing can be averaged, and with the
         # pycocotools backend for AP when no limit is 100; ours then stands: NaN, or the AP at the largest limit.
@@ -101,7 +102,7 @@ def _as_result(
 ) -> CocoResult:
     """torchmetrics' arrays, which hold only the classes it has seen, spread over all K classes."""
     recalls = np.linspace(0, 1, 101)
-    shape = (len(thresholds), len(recalls), len(classes), len(AREAS), len(limits))
+    shape = (len(thresholds), len(recalls), len(classes), len(SIZES), len(limits))
     precision, recall, scores = np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0), np.full(shape, -1.0)
     if raw:
         seen = raw["classes"].reshape(-1).tolist()

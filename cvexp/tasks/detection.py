@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cvexp.metrics.encoded_masks import encode_masks
 from cvexp.ops.boxes import clip, to_original
 from cvexp.tasks.task import Task
 from cvexp.types import Batch, Detection, Target
@@ -50,7 +51,9 @@ class DetectionTask(Task):
 
 
 def in_original_pixels(detection: Detection, target: Target) -> Detection:
-    """Undoes the geometry of the sample and cuts the boxes to the original image."""
+    """Undoes the geometry of the sample and cuts the boxes to the original image; masks are pasted there and encoded."""
     height, width = target.original_size
     boxes = clip(to_original(detection.boxes, target.to_original.to(detection.boxes.device)), width, height)
-    return Detection(boxes, detection.scores, detection.labels, detection.masks)
+    masks = detection.masks
+    encoded = None if masks is None else encode_masks(masks, boxes, target.original_size)
+    return Detection(boxes, detection.scores, detection.labels, masks, encoded)

@@ -94,13 +94,22 @@ def random_set(seed: int, images: int = 12, classes: int = 5, per_image: int = 8
     return ground_truth(ids, objects, tuple("abcdefgh"[:classes]), area), detections(rows)
 
 
-def pycocotools(gt: GroundTruth, found: Detections, *, difficult: str = "ignore", image_ids: list[int] | None = None):
-    """The official evaluation; returns its COCOeval after summarize."""
+def pycocotools(
+    gt: GroundTruth,
+    found: Detections,
+    *,
+    difficult: str = "ignore",
+    image_ids: list[int] | None = None,
+    masks: list | None = None,
+    size_limits: tuple[float, float] = (1024, 9216),
+):
+    """The official evaluation; returns its COCOeval after summarize. With masks of the detections: by IoU of masks."""
     coco, cocoeval = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
     ignored = gt.crowd | gt.difficult if difficult == "ignore" else gt.crowd
     truth = coco.COCO()
     truth.dataset = {
-        "images": [{"id": i} for i in gt.image_ids.tolist()],
+        "images": [{"id": i, "height": h, "width": w}
+                   for i, (h, w) in zip(gt.image_ids.tolist(), gt.sizes.tolist(), strict=True)],
         "categories": [{"id": k, "name": c} for k, c in enumerate(gt.classes)],
         "annotations": [
             {"id": n + 1, "image_id": image, "category_id": label, "bbox": [*b[:2], b[2] - b[0], b[3] - b[1]],
@@ -114,15 +123,40 @@ def pycocotools(gt: GroundTruth, found: Detections, *, difficult: str = "ignore"
         {"image_id": i, "category_id": label, "score": s, "bbox": [*b[:2], b[2] - b[0], b[3] - b[1]]}
         for i, b, s, label in zip(*(c.tolist() for c in found.columns()), strict=True)
     ]
+    if masks is not None:
+        for entry, mask in zip(truth.dataset["annotations"], gt.masks or [], strict=True):
+            entry["segmentation"] = mask
+        for entry, mask in zip(results, masks, strict=True):
+            del entry["bbox"]  # else the official code takes the box's area
+            entry["segmentation"] = mask
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-        official = cocoeval.COCOeval(truth, truth.loadRes(results), "bbox")
+        official = cocoeval.COCOeval(truth, truth.loadRes(results), "bbox" if masks is None else "segm")
+        small, large = size_limits
+        official.params.areaRng = [[0, 1e10], [0, small], [small, large], [large, 1e10]]
         if image_ids is not None:
             official.params.imgIds = image_ids
         official.evaluate()
         official.accumulate()
         official.summarize()
     return official
+
+
+def random_masks(seed: int, gt: GroundTruth, found: Detections, size: int = 450) -> list:
+    """Gives every object an elliptic mask and returns one for every detection, as run lengths; some are empty."""
+    rle = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] + 0.5
+
+    def ellipse(box: np.ndarray) -> dict:
+        (x1, y1, x2, y2), squeeze = box, rng.uniform(0.8, 1.2)
+        across, down = (x2 - x1) / 2, max((y2 - y1) / 2 * squeeze, 1e-6)
+        inside = ((x - (x1 + x2) / 2) / max(across, 1e-6)) ** 2 + ((y - (y1 + y2) / 2) / down) ** 2 <= 1
+        return rle.encode(np.asfortranarray(inside.astype(np.uint8)))
+
+    gt.masks = [ellipse(box) for box in gt.boxes.numpy()]
+    gt.sizes = torch.full((len(gt.image_ids), 2), size)
+    return [ellipse(box if rng.random() > 0.03 else box * 0) for box in found.boxes]
 
 
 def need_data(folder: str) -> Path:

@@ -7,9 +7,18 @@ import time
 import numpy as np
 import pytest
 import torch
-from coco_oracle import NUMBERS, coco_fixture, detections, ground_truth, pycocotools, random_set, voc_fixture
+from coco_oracle import (
+    NUMBERS,
+    coco_fixture,
+    detections,
+    ground_truth,
+    pycocotools,
+    random_masks,
+    random_set,
+    voc_fixture,
+)
 
-from cvexp.metrics.coco_engine import CocoResult, evaluate
+from cvexp.metrics.coco_engine import CocoResult, check_settings, evaluate, settings_in_words
 from cvexp.types import UserError
 
 BOX = (0, 0, 100, 10)  # shortened to length L its IoU is L / 100
@@ -49,6 +58,33 @@ def test_random_set_holds_what_the_comparison_is_about():
 def test_bit_equal_on_random_sets(seed, difficult):
     gt, found = random_set(seed)
     assert_equals_official(run(gt, found, difficult=difficult), pycocotools(gt, found, difficult=difficult))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_masks_are_bit_equal_too(seed):
+    # by IoU of masks; areas of detections are those of their masks; crowds, difficult objects and empty masks included
+    gt, found = random_set(seed)
+    masks = random_masks(seed, gt, found)
+    assert gt.crowd.any()
+    result = run(gt, found, det_masks=masks)
+    assert_equals_official(result, pycocotools(gt, found, masks=masks))
+    assert result.summary() != run(gt, found).summary()
+    assert 0 < result.summary()["AP"] < 1
+
+
+def test_other_sizes_are_bit_equal():
+    gt, found = random_set(5)
+    result = run(gt, found, size_limits=(20.0**2, 60.0**2))
+    assert_equals_official(result, pycocotools(gt, found, size_limits=(400, 3600)))
+    assert result.summary()["APs"] != run(gt, found).summary()["APs"]
+
+
+def test_masks_on_one_side_only_mean_nothing():
+    gt, found = random_set(0)
+    masks = random_masks(0, gt, found)
+    gt.masks = None
+    with pytest.raises(UserError, match=r"the annotations have no masks.*Fix: data.masks=true"):
+        run(gt, found, det_masks=masks)
 
 
 def test_bit_equal_on_a_part_of_the_images():
@@ -248,6 +284,7 @@ def test_fifty_images_with_a_hundred_detections_in_a_second_and_in_silence(capfd
         ({"max_detections": (100, 10)}, r"metric.max_detections is \[100, 10\]; give positive ascending"),
         ({"max_detections": (0, 10)}, r"metric.max_detections is \[0, 10\]"),
         ({"iou_thresholds": (50,)}, r"metric.iou_thresholds is \[50.0\]; give values in \(0, 1\]"),
+        ({"size_limits": (9216, 1024)}, r"metric.size_limits is \[9216, 1024\]; give two ascending areas"),
         ({"iou_thresholds": ()}, r"metric.iou_thresholds is \[\]"),
     ],
 )
@@ -268,3 +305,20 @@ def test_annotations_that_mean_nothing():
         run(ground_truth([1], [(1, 0, 0, np.nan, 1, 0, 0, 0)]), detections([]))
     with pytest.raises(UserError, match=r"image id 7 \(and 1 more\) is not in the ground truth of 1 images"):
         evaluate(ground_truth([1], []), [9, 1, 7], *detections([]).columns())
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "words"),
+    [
+        (None, "IoU 0.50:0.05:0.95"),
+        ((0.5,), "IoU 0.5;"),
+        ((0.3, 0.75), "IoU 0.3, 0.75;"),
+        ((0.5, 0.55, 0.9), "IoU 0.5, 0.55, 0.9;"),  # not even
+    ],
+)
+def test_settings_in_words(thresholds, words):
+    limits, ious = check_settings((1, 10, 300), thresholds, "count")
+    line = settings_in_words(limits, ious, "count", (400, 3600))
+    assert words in line
+    assert "at most 300 detections per image and class (AR at 1, 10, 300)" in line
+    assert "small up to 20\u00b2, large from 60\u00b2 px; difficult objects counted" in line

@@ -6,6 +6,7 @@ import copy
 import datetime
 import pickle
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from coco_oracle import NUMBERS, Detections, random_set
+from coco_oracle import NUMBERS, Detections, random_masks, random_set
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import cvexp.metrics.detection as module
 from cvexp.metrics.coco_engine import evaluate
 from cvexp.metrics.detection import DetectionMAP
+from cvexp.metrics.findings import Findings
 from cvexp.types import Detection, GroundTruth, UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "metric"
@@ -206,6 +208,68 @@ def test_errors_name_the_value_and_the_fix(data, ids, found, message):
     with pytest.raises(UserError, match=message):
         metric.update(ids, found)
     assert metric.compute()["images"] == 0  # nothing of the bad batch is kept
+
+
+def with_masks(gt: GroundTruth, found: Detections) -> tuple[list, DetectionMAP]:
+    """The masks of all detections, and a metric that was told everything."""
+    masks = random_masks(0, gt, found)
+    metric = DetectionMAP(masks=True)
+    metric.set_ground_truth(gt)
+    for i in gt.image_ids.tolist():
+        mine = [mask for mask, image in zip(masks, found.image.tolist(), strict=True) if image == i]
+        metric.update([i], [replace(found.of(i), encoded=mine)])
+    return masks, metric
+
+
+def test_masks_are_measured_beside_boxes(data):
+    gt, found = data
+    masks, metric = with_masks(gt, found)
+    numbers = metric.compute()
+    boxes = evaluate(gt, gt.image_ids, *found.columns()).summary()
+    expected = evaluate(gt, gt.image_ids, *found.columns(), det_masks=masks).summary()
+    assert numbers["AP"].item() == boxes["AP"] != expected["AP"] == numbers["mask/AP"].item()
+    assert [name for name in numbers if name.startswith("mask/")] == [f"mask/{name}" for name in expected]
+    assert len(metric.findings.det_masks) == len(metric.findings.det_scores)
+
+
+def test_masks_of_several_ranks_and_repeated_images(data):
+    gt, found = data
+    _, metric = with_masks(gt, found)
+    whole = module._pack(metric._rows, metric._encoded)
+    ids = whole.ids.tolist()
+    parts = (ids[:5], [], ids[3:])  # two images twice
+    shards = [module._pack({i: metric._rows[i] for i in mine}, {i: metric._encoded[i] for i in mine}) for mine in parts]
+    joined, alone = module._unique_images(shards), module._unique_images([whole])
+    assert joined.masks == alone.masks
+    assert np.array_equal(joined.rows, alone.rows)
+
+
+def test_masks_that_are_missing(data):
+    gt, found = data
+    metric = DetectionMAP(masks=True)
+    with pytest.raises(UserError, match=r"metric.masks=true, but the data has no masks. Fix: data.masks=true"):
+        metric.set_ground_truth(gt)
+    random_masks(0, gt, found)
+    metric.set_ground_truth(gt)
+    with pytest.raises(UserError, match=r"image 100: metric.masks=true, but the detections have no masks"):
+        metric.update([100], [one()])
+    metric.update([100], [Detection.empty()])
+    assert metric.compute()["images"] == 1
+
+
+def test_findings_are_what_was_evaluated(data):
+    gt, found = data
+    metric = filled(gt, found, max_detections=[1, 20])
+    assert metric.findings is None
+    metric.compute()
+    findings = metric.findings
+    expected = Findings.gather(gt, gt.image_ids, *found.columns(), limit=20)
+    assert np.array_equal(findings.det_boxes, expected.det_boxes)
+    assert np.array_equal(findings.det_scores, expected.det_scores)
+    metric.reset()
+    assert metric.findings is not None  # for what is drawn after the epoch
+    metric.set_ground_truth(gt)
+    assert metric.findings is None
 
 
 def test_used_in_the_wrong_order(data):
