@@ -213,7 +213,7 @@ class Predictor:
     @torch.inference_mode()
     def predict_batch(self, images: Sequence[Tensor], threshold: float = 0.0) -> list[Detection]:
         """The same for several uint8 ``[3, H, W]`` of any sizes in one pass."""
-        fitted = [self.fit(image, _no_objects(image), random.Random(0)) for image in images]
+        fitted = [self.fit(image, no_objects(image), random.Random(0)) for image in images]
         batch = collate(fitted, ragged=not self.fit.pad).images.to(self.device)
         answers = []
         for detection, (_, target) in zip(self.model(batch), fitted, strict=True):
@@ -285,7 +285,7 @@ class Embedder:
         parts = [torch.zeros(0, self.comparator.dim)]
         for start in range(0, len(several), batch_size):
             pictures = [face_tensor(image) for image in several[start : start + batch_size]]
-            fitted = [self.fit(image, _no_objects(image), random.Random(0))[0] for image in pictures]
+            fitted = [self.fit(image, no_objects(image), random.Random(0))[0] for image in pictures]
             parts.append(embed(torch.stack(fitted).to(self.device)).float().cpu())
         embeddings = torch.cat(parts)
         if not embeddings.isfinite().all():
@@ -341,7 +341,7 @@ def load(ckpt: str | Path, device: str | None = None, allow_targets: Sequence[st
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = rebuild_model(content, config, ckpt).to(chosen)
     classes = list(content["cvexp"]["classes"])
-    fit = _fit(config, ckpt)
+    fit = fit_of(config, ckpt)
     _try(model, fit, ckpt)
     if not hasattr(model, "comparator"):
         return Predictor(model=model, classes=classes, fit=fit, config=config, device=chosen)
@@ -353,7 +353,7 @@ def load(ckpt: str | Path, device: str | None = None, allow_targets: Sequence[st
     return embedder
 
 
-def _fit(config: DictConfig, ckpt: str | Path) -> Fit:
+def fit_of(config: DictConfig, ckpt: str | Path) -> Fit:
     """How the data of the training brought pictures to the model's size."""
     size, resize = config.data.get("image_size"), config.data.get("resize")
     if not isinstance(size, int) or size < 1 or resize not in get_args(Resize):
@@ -372,7 +372,7 @@ def _try(model: nn.Module, fit: Fit, ckpt: str | Path) -> None:
         UserError: it does not.
     """
     grey = torch.full((3, fit.size, fit.size), GREY, dtype=torch.uint8)
-    batch = collate([fit(grey, _no_objects(grey), random.Random(0))], ragged=not fit.pad)
+    batch = collate([fit(grey, no_objects(grey), random.Random(0))], ragged=not fit.pad)
     with told(ckpt, "model"):
         found = getattr(model, "embed", model)(batch.images.to(next(model.parameters()).device))
     if isinstance(found, Tensor) and not found.isfinite().all():
@@ -416,7 +416,7 @@ def face_tensor(image: Picture) -> Tensor:
         raise UserError(f"{image}: {error}. Fix: replace the file or take it off the list") from None
 
 
-def _no_objects(image: Tensor) -> Target:
+def no_objects(image: Tensor) -> Target:
     height, width = image.shape[-2:]
     none = torch.zeros(0, dtype=torch.bool)
     return Target(

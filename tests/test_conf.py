@@ -80,7 +80,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-OPTIONS = [path for path in files() if path != CONF / "train.yaml"]
+OPTIONS = [p for p in files() if p != CONF / "train.yaml" and p.parent != CONF / "ablation"]  # presets of evaluate
 
 
 def name_of(path: Path) -> str:

@@ -31,9 +31,10 @@ from cvexp.ops.boxes import clip
 from cvexp.ops.coding import UNIT, decode, encode
 from cvexp.ops.dist import global_mean
 from cvexp.ops.matching import max_iou
-from cvexp.ops.nms import detect, keep_mask
+from cvexp.ops.nms import Greedy, Suppression, detect, keep_mask
 from cvexp.ops.roi import roi_align, roi_pool
 from cvexp.ops.sampling import random_keys, sample
+from cvexp.ops.stages import stage
 from cvexp.types import Assignment, Detection, Match, Target, UserError
 
 SPACES = {
@@ -233,6 +234,7 @@ class FasterRCNN(nn.Module):
         roi_batch, roi_positive: regions sampled of an image and the largest share of objects.
         delta_std: of the region head's deltas.
         score_threshold, nms_threshold, candidates, max_detections: see `cvexp.ops.nms.detect`; NMS at 0.3 in the paper.
+        nms: the rule of the final suppression; None: greedy, per class. The proposals' is always greedy.
         image_size: side of the canvas, pixels; only the data asks for it.
 
     Attributes:
@@ -271,6 +273,7 @@ class FasterRCNN(nn.Module):
         delta_std: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2),
         score_threshold: float = 0.05,
         nms_threshold: float = 0.3,
+        nms: Suppression | None = None,
         candidates: int = 1000,
         max_detections: int = 100,
         image_size: int = 800,
@@ -303,7 +306,7 @@ class FasterRCNN(nn.Module):
         self.rpn_nms, self.min_size = rpn_nms, min_size
         self.roi_threshold, self.roi_lowest = roi_threshold, roi_lowest
         self.roi_batch, self.roi_positive, self.delta_std = roi_batch, roi_positive, tuple(delta_std)
-        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
+        self.score_threshold, self.nms_threshold, self.nms = score_threshold, nms_threshold, nms or Greedy()
         self.candidates, self.max_detections = candidates, max_detections
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))  # samples so far; resumed with the weights
         self._grids: dict[tuple, Tensor] = {}
@@ -327,7 +330,9 @@ class FasterRCNN(nn.Module):
         size = images.shape[-2:]
         scores, deltas = self.rpn(maps)
         if targets is None:
-            return self.detect(maps, self.propose(scores, deltas, self.anchors(maps), size, self.in_test), size)
+            with stage("proposals"):
+                proposals = self.propose(scores, deltas, self.anchors(maps), size, self.in_test)
+            return self.detect(maps, proposals, size)
         return self.losses(maps, scores, deltas, targets, size)
 
     def loss_and_detect(self, images: Tensor, targets: list[Target]) -> tuple[dict[str, Tensor], list[Detection]]:
@@ -382,10 +387,21 @@ class FasterRCNN(nn.Module):
         return {"align": roi_align, "max": roi_pool}[self.pooling](maps, strides, boxes, self.pool_size)
 
     def detect(self, maps: Sequence[Tensor], proposals: Proposals, size: tuple[int, int]) -> list[Detection]:
-        """Scores and refined boxes of each class, clipped, thresholded; NMS per class (Fast R-CNN, section 2.3)."""
+        """Scores and refined boxes of each class, clipped, thresholded; NMS, per class in the paper (Fast R-CNN, section 2.3)."""
+        logits, region_deltas = self.head(self.pool(maps, proposals.boxes))
+        with stage("postprocess"):
+            return self.refine(logits, region_deltas, proposals, size)
+
+    def refine(self, logits: Tensor, deltas: Tensor, proposals: Proposals, size: tuple[int, int]) -> list[Detection]:
+        """What the head says of the proposals of a batch, as `detect` describes it.
+
+        Args:
+            logits: ``[B * R, 1 + K]``, background first.
+            deltas: ``[B * R, 1 or 1 + K, 4]``.
+            size: ``(height, width)`` of the images, pixels.
+        """
         height, width = size
         batch = len(proposals.boxes)
-        logits, deltas = self.head(self.pool(maps, proposals.boxes))
         scores = logits.softmax(dim=-1)[:, 1:].unflatten(0, (batch, -1))  # [B, R, K]
         scores = scores.masked_fill(~proposals.scores.isfinite()[..., None], -1.0)
         deltas = deltas.unflatten(0, (batch, -1))
@@ -393,7 +409,7 @@ class FasterRCNN(nn.Module):
         boxes = clip(decode(deltas, proposals.boxes[:, :, None], self.delta_std), width, height)
         return detect(
             boxes.expand(-1, -1, self.num_classes, -1), scores, score_threshold=self.score_threshold,
-            iou_threshold=self.nms_threshold, candidates=self.candidates, limit=self.max_detections,
+            nms=self.nms, iou_threshold=self.nms_threshold, candidates=self.candidates, limit=self.max_detections,
         )  # fmt: skip
 
     # -- training ------------------------------------------------------------------------------------------------------

@@ -1,12 +1,76 @@
-"""Greedy non-maximum suppression per class, over a whole batch at once (the lecture's rule)."""
+"""Non-maximum suppression over a whole batch at once, as a part of a detector: the lecture's greedy rule, or none.
+
+Soft-NMS is in `cvexp.ops.soft_nms`. The IoU threshold belongs to the model (``model.nms_threshold``), which hands it to whatever
+rule it has; a rule holds only what is its own. So the number has one source, and choosing another rule keeps it.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import nms as torchvision_nms
 
 from cvexp.types import Detection
+
+
+class Suppression(Protocol):
+    """What a detector does about several boxes on one object."""
+
+    def __call__(
+        self, boxes: Tensor, scores: Tensor, images: Tensor, labels: Tensor, iou_threshold: float
+    ) -> tuple[Tensor, Tensor]:
+        """Of the candidates of a whole batch those that stay.
+
+        Args:
+            boxes: ``[N, 4]`` xyxy, pixels.
+            scores: ``[N]``.
+            images: int64 ``[N]``, from 0: boxes of different images never meet.
+            labels: int64 ``[N]``, from 0.
+            iou_threshold: above it (strictly) two boxes are taken for one object; for rules that have such a limit.
+
+        Returns:
+            int64 ``[K]`` indices by falling new score, ties by index, and these new scores ``[K]``; empty for empty input.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """The lecture's rule, `class_nms` within each class of each image; scores stay as they are.
+
+    Args:
+        class_agnostic: boxes of different classes delete each other too: one object cannot be two things.
+    """
+
+    class_agnostic: bool = False
+
+    def __call__(
+        self, boxes: Tensor, scores: Tensor, images: Tensor, labels: Tensor, iou_threshold: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `Suppression`."""
+        groups = images if self.class_agnostic else class_groups(images, labels)
+        kept = class_nms(boxes, scores, groups, iou_threshold)
+        return kept, scores[kept]
+
+
+@dataclass(frozen=True)
+class NoNMS:
+    """Everything stays, for what a network without duplicates, or AP with them, looks like."""
+
+    def __call__(
+        self, boxes: Tensor, scores: Tensor, images: Tensor, labels: Tensor, iou_threshold: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `Suppression`; only the order changes."""
+        kept = scores.argsort(descending=True, stable=True)
+        return kept, scores[kept]
+
+
+def class_groups(images: Tensor, labels: Tensor) -> Tensor:
+    """One number for each class of each image, int64 ``[N]``."""
+    return images if len(labels) == 0 else images * (labels.amax() + 1) + labels
 
 
 def class_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
@@ -32,7 +96,7 @@ def class_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: floa
     low, high = boxes.amin(), boxes.amax()
     shift = groups * (high - low + 1)
     order = scores.argsort(descending=True, stable=True)
-    kept = nms((boxes - low + shift[:, None])[order], scores[order].double(), iou_threshold)
+    kept = torchvision_nms((boxes - low + shift[:, None])[order], scores[order].double(), iou_threshold)
     return order[kept]
 
 
@@ -60,20 +124,28 @@ def keep_mask(boxes: Tensor, dropped: Tensor, iou_threshold: float) -> Tensor:
         kept.view(-1)[class_nms(boxes.flatten(0, 1), scores.repeat(groups), group, iou_threshold)] = True
     else:
         for index in range(groups):
-            kept[index, nms(boxes[index], scores, iou_threshold)] = True
+            kept[index, torchvision_nms(boxes[index], scores, iou_threshold)] = True
     return kept & ~dropped
 
 
 def detect(
-    boxes: Tensor, scores: Tensor, *, score_threshold: float, iou_threshold: float, candidates: int, limit: int
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    score_threshold: float,
+    nms: Suppression,
+    iou_threshold: float,
+    candidates: int,
+    limit: int,
 ) -> list[Detection]:
-    """From dense predictions to detections: threshold, the best candidates, NMS per class, the best ``limit``.
+    """From dense predictions to detections: threshold, the best candidates, NMS, threshold again, the best ``limit``.
 
     Args:
         boxes: ``[B, P, 4]`` xyxy, pixels, for all classes, or ``[B, P, K, 4]``, one for each.
         scores: ``[B, P, K]`` in ``0..1``: every box may carry every class.
-        score_threshold: scores at or below are dropped.
-        iou_threshold: of `class_nms`.
+        score_threshold: scores at or below are dropped, before NMS and, as soft rules lower scores, after it.
+        nms: the rule.
+        iou_threshold: of that rule.
         candidates: at most so many (box, class) pairs of an image enter NMS.
         limit: at most so many detections are returned per image.
     """
@@ -84,9 +156,12 @@ def detect(
     image, flat, top = image[keep], flat[keep], top[keep]
     labels = flat % classes
     chosen = boxes[image, flat // classes] if boxes.ndim == 3 else boxes[image, flat // classes, labels]
-    kept = class_nms(chosen, top, image * classes + labels, iou_threshold)
+    kept, value = nms(chosen, top, image, labels, iou_threshold)
+    above = value > score_threshold
+    kept, value = kept[above], value[above]
     detections = []
     for index in range(batch):
-        mine = kept[image[kept] == index][:limit]
-        detections.append(Detection(chosen[mine].float(), top[mine].float(), labels[mine]))
+        mine = (image[kept] == index).nonzero()[:limit, 0]
+        which = kept[mine]
+        detections.append(Detection(chosen[which].float(), value[mine].float(), labels[which]))
     return detections

@@ -29,6 +29,8 @@ from cvexp.losses.iou import IoULoss
 from cvexp.losses.smooth_l1 import SmoothL1
 from cvexp.models.faster_rcnn import Anchors, FasterRCNN, Numbers, Proposals, RegionHead, RPNHead
 from cvexp.ops.coding import decode, encode
+from cvexp.ops.nms import Greedy, NoNMS
+from cvexp.ops.soft_nms import SoftGaussian
 from cvexp.tasks.detection import DetectionTask
 from cvexp.types import Batch, Target
 
@@ -359,6 +361,21 @@ def test_detections_equal_a_loop(class_agnostic: bool) -> None:
         assert found[b].scores.tolist() == pytest.approx([s for s, _, _ in every])
         torch.testing.assert_close(found[b].boxes, torch.tensor([box for _, _, box in every]))
     assert all(len(d) > 3 for d in found)
+
+
+def test_the_final_suppression_is_a_part_and_the_proposals_is_not() -> None:
+    """Every rule sees the same candidates; without any, the best scores of all regions come out, duplicates and all."""
+    rules = {"default": None, "greedy": Greedy(), "soft": SoftGaussian(), "none": NoNMS()}
+    found = {}
+    for name, rule in rules.items():
+        model = tiny(trained=True, nms=rule, score_threshold=0.1, candidates=10_000, max_detections=10_000).eval()
+        with torch.no_grad():
+            found[name] = model(pixels())
+    for default, greedy, soft, everything in zip(*found.values(), strict=True):
+        assert torch.equal(default.boxes, greedy.boxes)
+        assert len(greedy) < len(soft) < len(everything)
+        assert set(greedy.scores.tolist()) < set(everything.scores.tolist())
+        assert (soft.scores > 0.1).all()
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "faster_rcnn_zf", "faster_rcnn_fpn"])

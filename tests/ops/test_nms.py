@@ -10,7 +10,7 @@ import torchvision
 from box_oracle import loop_iou, random_boxes
 
 import cvexp.ops.nms
-from cvexp.ops.nms import class_nms, detect, keep_mask
+from cvexp.ops.nms import Greedy, NoNMS, class_nms, detect, keep_mask
 
 BOXES = torch.tensor([[0.0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30], [5, 0, 15, 10]])
 SCORES = torch.tensor([0.9, 0.8, 0.7, 0.6])
@@ -125,9 +125,8 @@ def test_detect_equals_a_loop_over_images(score_threshold, candidates, limit):
     scores = torch.rand(3, 30, 4, generator=torch.Generator().manual_seed(6))
     scores[1] = 0.0  # an image in which nothing is found
     wanted = loop_detect(boxes, scores, score_threshold, 0.5, candidates, limit)
-    found = detect(
-        boxes, scores, score_threshold=score_threshold, iou_threshold=0.5, candidates=candidates, limit=limit
-    )
+    options = {"score_threshold": score_threshold, "candidates": candidates, "limit": limit}
+    found = detect(boxes, scores, nms=Greedy(), iou_threshold=0.5, **options)
     assert len(found) == 3
     assert len(found[1]) == 0
     for d, (b, s, k) in zip(found, wanted, strict=True):
@@ -141,7 +140,7 @@ def test_detect_equals_a_loop_over_images(score_threshold, candidates, limit):
 
 def test_a_box_may_carry_two_classes_and_a_score_at_the_threshold_is_dropped():
     boxes, scores = BOXES[None, :1], torch.tensor([[[0.5, 0.75, 0.25]]])
-    found = detect(boxes, scores, score_threshold=0.25, iou_threshold=0.5, candidates=9, limit=9)[0]
+    (found,) = detect(boxes, scores, score_threshold=0.25, nms=Greedy(), iou_threshold=0.5, candidates=9, limit=9)
     assert found.labels.tolist() == [1, 0]
     assert found.scores.tolist() == [0.75, 0.5]
 
@@ -212,7 +211,7 @@ def test_detect_with_a_box_for_each_class():
     """Class k of box p is at ``boxes[p, k]``; NMS sees only those of its class."""
     boxes = random_boxes(2 * 15 * 3, 7).reshape(2, 15, 3, 4).float()
     scores = torch.rand(2, 15, 3, generator=torch.Generator().manual_seed(8))
-    options = {"score_threshold": 0.2, "iou_threshold": 0.3, "candidates": 1000, "limit": 1000}
+    options = {"score_threshold": 0.2, "nms": Greedy(), "iou_threshold": 0.3, "candidates": 1000, "limit": 1000}
     found = detect(boxes, scores, **options)
     assert sum(map(len, found)) > 20
     for d, image_boxes, image_scores in zip(found, boxes, scores, strict=True):
@@ -229,7 +228,7 @@ def test_detect_with_a_box_for_each_class():
 
 def test_detect_with_equal_boxes_for_all_classes_is_detect_with_one():
     boxes, scores = random_boxes(20, 9).reshape(1, 20, 4).float(), torch.rand(1, 20, 3)
-    options = {"score_threshold": 0.1, "iou_threshold": 0.5, "candidates": 40, "limit": 10}
+    options = {"score_threshold": 0.1, "nms": Greedy(), "iou_threshold": 0.5, "candidates": 40, "limit": 10}
     (one,), (each,) = (detect(b, scores, **options) for b in (boxes, boxes[:, :, None].expand(-1, -1, 3, -1)))
     assert torch.equal(one.boxes, each.boxes)
     assert torch.equal(one.labels, each.labels)
@@ -237,6 +236,98 @@ def test_detect_with_equal_boxes_for_all_classes_is_detect_with_one():
 
 def test_a_score_below_zero_is_never_a_detection():
     """How a detector marks padding: even a threshold of 0 leaves it out."""
-    options = {"score_threshold": 0.0, "iou_threshold": 0.9, "candidates": 9, "limit": 9}
+    options = {"score_threshold": 0.0, "nms": Greedy(), "iou_threshold": 0.9, "candidates": 9, "limit": 9}
     (found,) = detect(BOXES[None], torch.tensor([[[-1.0], [0.5], [-1.0], [0.25]]]), **options)
     assert found.scores.tolist() == [0.5, 0.25]
+
+
+# -- rules as parts ----------------------------------------------------------------------------------------------------
+
+
+def candidates(count: int, seed: int, images: int = 3, classes: int = 4) -> tuple[torch.Tensor, ...]:
+    """Boxes, scores, images and labels of so many candidates."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes, scores = random_boxes(count, seed).float(), torch.rand(count, generator=generator)
+    image = torch.randint(0, images, (count,), generator=generator)
+    return boxes, scores, image, torch.randint(0, classes, (count,), generator=generator)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 1.0])
+def test_greedy_is_per_class_and_image(threshold):
+    boxes, scores, images, labels = candidates(200, 11)
+    kept, value = Greedy()(boxes, scores, images, labels, threshold)
+    assert kept.tolist() == loop_nms(boxes, scores, images * 1000 + labels, threshold)
+    assert torch.equal(value, scores[kept])
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 1.0])
+def test_class_agnostic_is_one_class(threshold):
+    boxes, scores, images, labels = candidates(200, 12)
+    kept, value = Greedy(class_agnostic=True)(boxes, scores, images, labels, threshold)
+    alone, _ = Greedy()(boxes, scores, images, torch.zeros_like(labels), threshold)
+    assert torch.equal(kept, alone)
+    assert torch.equal(value, scores[kept])
+    per_class, _ = Greedy()(boxes, scores, images, labels, threshold)
+    assert len(kept) < len(per_class) or threshold == 1.0
+
+
+def test_class_agnostic_gives_one_box_one_class():
+    boxes, scores = BOXES[None, :1], torch.tensor([[[0.5, 0.75, 0.25]]])
+    options = {"score_threshold": 0.1, "iou_threshold": 0.5, "candidates": 9, "limit": 9}
+    (each,), (one,) = (detect(boxes, scores, nms=Greedy(agnostic), **options) for agnostic in (False, True))
+    assert each.labels.tolist() == [1, 0, 2]
+    assert one.labels.tolist() == [1]
+
+
+def test_none_is_the_best_by_score():
+    boxes, scores = random_boxes(60, 13).reshape(2, 30, 4).float(), torch.rand(2, 30, 3)
+    options = {"score_threshold": 0.0, "iou_threshold": 0.5, "candidates": 50, "limit": 7}
+    for found, image_scores in zip(detect(boxes, scores, nms=NoNMS(), **options), scores, strict=True):
+        assert found.scores.tolist() == image_scores.flatten().sort(descending=True).values[:7].tolist()
+
+
+def test_none_keeps_the_order_of_equal_scores():
+    kept, _ = NoNMS()(BOXES, torch.tensor([0.5, 0.75, 0.5, 0.75]), zeros(4), zeros(4), 0.5)
+    assert kept.tolist() == [1, 3, 0, 2]
+
+
+@pytest.mark.parametrize("rule", [Greedy(), Greedy(class_agnostic=True), NoNMS()])
+def test_a_rule_of_nothing_is_nothing(rule):
+    kept, value = rule(torch.zeros(0, 4), torch.zeros(0), zeros(0), zeros(0), 0.5)
+    assert (kept.dtype, kept.shape, value.shape) == (torch.int64, (0,), (0,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_scores_of_any_precision(dtype):
+    boxes, scores, images, labels = candidates(80, 14)
+    kept, value = Greedy()(boxes, scores.to(dtype), images, labels, 0.3)
+    assert value.dtype == dtype
+    assert kept.tolist() == loop_nms(boxes, scores.to(dtype).double(), images * 1000 + labels, 0.3)
+
+
+def test_a_thousand_groups_of_large_pictures_are_not_blurred():
+    """Moved apart in float32, boxes at 1,000 groups times 4,000 px would lie on a grid of 1/4 pixel: an IoU of exactly 1/2
+    becomes something else, and boxes of less than a pixel vanish."""
+    small = torch.tensor([[0.0, 0, 0.1, 0.1], [0, 0, 0.1, 0.2]]) + 3.3  # IoU about 1/2, kept at 0.6 and deleted at 0.4
+    corner = torch.tensor([[3999.0, 3999, 4000, 4000]])  # stretches the range
+    boxes = torch.cat([small, corner]).repeat(1000, 1)
+    labels = torch.arange(1000).repeat_interleave(3)
+    scores = torch.tensor([0.9, 0.8, 0.7]).repeat(1000)
+    for threshold, count in ((0.6, 3000), (0.4, 2000)):
+        kept, _ = Greedy()(boxes, scores, zeros(3000), labels, threshold)
+        assert len(kept) == count
+
+
+def test_the_rule_is_what_detect_is_given():
+    """Scores that the rule lowered to the threshold go, and the limit counts what is left."""
+
+    def halve(boxes, scores, images, labels, iou_threshold):
+        assert iou_threshold == 0.125
+        return torch.arange(len(scores)), scores / 2
+
+    boxes, scores = (
+        BOXES[None].repeat(2, 1, 1),
+        torch.tensor([[[0.8], [0.6], [0.5], [0.4]], [[0.2], [0.0], [0.0], [0.0]]]),
+    )
+    found = detect(boxes, scores, score_threshold=0.25, nms=halve, iou_threshold=0.125, candidates=9, limit=9)
+    assert [one.scores.tolist() for one in found] == [pytest.approx([0.4, 0.3]), []]

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from cvexp.backbones.darknet import LEAK, conv
 from cvexp.ops.batching import PaddedTargets, pad_targets
 from cvexp.ops.boxes import clip, paired_iou, scale, xyxy_to_cxcywh
-from cvexp.ops.nms import detect
+from cvexp.ops.nms import Greedy, Suppression, detect
+from cvexp.ops.stages import stage
 from cvexp.types import Assignment, Detection, Match, Target, UserError
 
 
@@ -68,6 +69,7 @@ class YOLOv1(nn.Module):
         logistic: squash xy, confidences and (softmax) classes; False is the paper's linear output.
         score_threshold, nms_threshold, candidates, max_detections: see `cvexp.ops.nms.detect`; the paper evaluates with a
             threshold of 0.001 and NMS at IoU 0.5.
+        nms: the rule of suppression; None: greedy, per class.
         neck: partial of a module ``(in_channels, strides)`` between backbone and head, or None.
 
     Attributes:
@@ -88,6 +90,7 @@ class YOLOv1(nn.Module):
         logistic: bool = False,
         score_threshold: float = 0.001,
         nms_threshold: float = 0.5,
+        nms: Suppression | None = None,
         candidates: int = 400,
         max_detections: int = 100,
         neck: Callable[..., nn.Module] | None = None,
@@ -112,7 +115,7 @@ class YOLOv1(nn.Module):
         last = [name for name, layer in self.head.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))][-1]
         self.class_parameters = (f"head.{last}.*",)  # boxes and classes come from one layer
         self.loss = loss or YOLOv1Loss()
-        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
+        self.score_threshold, self.nms_threshold, self.nms = score_threshold, nms_threshold, nms or Greedy()
         self.candidates, self.max_detections = candidates, max_detections
         self.rare_objects()
 
@@ -138,7 +141,8 @@ class YOLOv1(nn.Module):
         """uint8 ``[B, 3, H, W]``; with targets the named losses, without the detections in the given pixels."""
         outputs = self.outputs(images)
         if targets is None:
-            return self.decode(outputs, images.shape[-2:])
+            with stage("postprocess"):
+                return self.decode(outputs, images.shape[-2:])
         return self.loss(outputs, pad_targets(targets), images.shape[-2:])
 
     def loss_and_detect(self, images: Tensor, targets: list[Target]) -> tuple[dict[str, Tensor], list[Detection]]:
@@ -148,7 +152,7 @@ class YOLOv1(nn.Module):
         return self.loss(outputs, pad_targets(targets), size), self.decode(outputs, size)
 
     def decode(self, outputs: Outputs, size: tuple[int, int]) -> list[Detection]:
-        """Section 2: the score of class c is Pr(c | object) * confidence; then NMS per class.
+        """Section 2: the score of class c is Pr(c | object) * confidence; then NMS, per class in the paper.
 
         Args:
             size: ``(height, width)`` of the images, pixels.
@@ -161,7 +165,7 @@ class YOLOv1(nn.Module):
         )  # linear outputs may leave 0..1
         scores = (classes[:, :, :, None, :] * confidence[..., None]).flatten(1, 3)  # [B, S*S*boxes, C]
         return detect(
-            boxes, scores, score_threshold=self.score_threshold, iou_threshold=self.nms_threshold,
+            boxes, scores, score_threshold=self.score_threshold, nms=self.nms, iou_threshold=self.nms_threshold,
             candidates=self.candidates, limit=self.max_detections,
         )  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""What ``python -m cvexp.bench`` is made of: models to measure, time, operations, tables, pictures."""
