@@ -1,4 +1,5 @@
-"""Measure a checkpoint: ``python -m cvexp.evaluate ckpt=runs/.../best.ckpt``.
+"""Measure a checkpoint: ``python -m cvexp.evaluate ckpt=runs/.../best.ckpt``, or the detections of any other tool:
+``python -m cvexp.evaluate detections=dets.json annotations=gt.json``.
 
 The checkpoint alone rebuilds model, classes, data settings and metric. ``split=val`` measures another split, and any key of
 the checkpoint's configuration can be overridden (``data.root=/elsewhere``, ``metric.difficult=count``).
@@ -14,10 +15,16 @@ from cvexp.config import check_config, parse_overrides, report_errors
 from cvexp.errors import UserError
 
 USAGE = """usage: python -m cvexp.evaluate ckpt=<checkpoint> [split=test|val|train] [output=<folder>]
-           [allow_targets=<your package>] [key=value ...]
+           [ablation=nms] [allow_targets=<your package>] [key=value ...]
+   or: python -m cvexp.evaluate detections=<JSON> annotations=<JSON> [output=<folder>] [masks=true] [images=<folder>]
+           [max_detections=[1,10,100]] [iou_thresholds=null] [size_limits=[1024,9216]] [unknown=error|skip]
 
 Measures a checkpoint that cvexp.train wrote. The checkpoint holds its whole configuration; any of its keys can be
-overridden, for instance data.root=/elsewhere data.num_workers=0 metric.difficult=count trainer.accelerator=cpu."""
+overridden, for instance data.root=/elsewhere data.num_workers=0 metric.difficult=count trainer.accelerator=cpu; parts too:
+model/nms=soft_gaussian. ablation=nms measures it with every kind of NMS.
+
+The second form scores what any other tool has found, in COCO's results format (a list of image_id, category_id, bbox, score;
+segmentation with masks=true), with the same numbers and pictures; images= shows the worst and best of them."""
 
 
 def evaluate(words: list[str]) -> tuple[dict[str, Any], Path]:
@@ -33,6 +40,7 @@ def evaluate(words: list[str]) -> tuple[dict[str, Any], Path]:
 
     from cvexp.build import SUPPLIED, quiet
     from cvexp.config.foreign import check_slots, read_foreign, tamed
+    from cvexp.config.groups import apply_groups
     from cvexp.inference import read_checkpoint, rebuild_model, told
     from cvexp.results import write_problems, write_results
 
@@ -45,7 +53,9 @@ def evaluate(words: list[str]) -> tuple[dict[str, Any], Path]:
     packages = own.get("allow_targets", "").strip("[]").split(",")
     content = read_checkpoint(own["ckpt"])
     about = content["cvexp"]
-    plain = tamed(read_foreign(about["config"], own["ckpt"], ("model", "data", "task", "metric", "trainer")))
+    foreign = read_foreign(about["config"], own["ckpt"], ("model", "data", "task", "metric", "trainer"))
+    rest, chosen = apply_groups(rest, foreign)
+    plain = tamed(chosen)
     check_slots(plain, own["ckpt"], packages)
     config = OmegaConf.create(parse_overrides(rest, plain))
     assert isinstance(config, DictConfig)
@@ -76,7 +86,9 @@ def evaluate(words: list[str]) -> tuple[dict[str, Any], Path]:
     trainer = _built(config, "trainer", own["ckpt"], callbacks=_pictures(config, own["ckpt"]), **options)
     tested = trainer.test(task, datamodule=data, verbose=False)[0]
     results = {name.replace("test/", f"{split}/"): float(value) for name, value in tested.items()}
-    return write_results(results, model, data, config), Path(config.paths.output)
+    if (findings := getattr(metric, "findings", None)) is not None:
+        results[f"{split}/detections_per_image"] = len(findings.det_scores) / max(len(findings.image_ids), 1)
+    return write_results(results, model, data, config, task.metric), Path(config.paths.output)
 
 
 def _built(config: Any, part: str, ckpt: str, **given: Any) -> Any:
@@ -95,11 +107,12 @@ def _pictures(config: Any, ckpt: str) -> list[Any]:
 
     from cvexp.callbacks.face_pictures import FacePictures
     from cvexp.callbacks.pictures import Pictures
+    from cvexp.callbacks.report import Report
     from cvexp.inference import told
 
     with told(ckpt, "callbacks"):
         nodes = [node for node in (config.get("callbacks") or {}).values() if node and node.get("_target_")]
-        drawing = [node for node in nodes if issubclass(get_class(node._target_), Pictures | FacePictures)]
+        drawing = [node for node in nodes if issubclass(get_class(node._target_), Pictures | FacePictures | Report)]
         found = [instantiate(node) for node in drawing]
     for callback in found:
         callback.folder = Path(config.paths.output)  # the configuration names the folder of the training
@@ -115,8 +128,18 @@ def main() -> None:
         return
     from cvexp.results import show
 
-    results, folder = evaluate(words)
-    show(results, folder)
+    if any(word.startswith("detections=") for word in words):
+        from cvexp.evaluate_detections import evaluate_detections
+
+        show(*evaluate_detections(words))
+        return
+    own, rest = split_words(words, {"ckpt", "output", "ablation"})
+    if "ablation" in own:
+        from cvexp.ablation import run_ablation
+
+        run_ablation(own.get("ckpt"), own["ablation"], rest, own.get("output"))
+        return
+    show(*evaluate(words))
 
 
 def split_words(words: list[str], names: set[str]) -> tuple[dict[str, str], list[str]]:

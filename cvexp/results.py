@@ -41,8 +41,10 @@ def write_problems(problems: dict[str, list[Problem]], folder: str) -> None:
         )
 
 
-def write_results(results: dict[str, float], model: nn.Module, data: Any, cfg: DictConfig) -> dict[str, Any]:
-    """``result.json``: one flat dictionary, also returned."""
+def write_results(
+    results: dict[str, float], model: nn.Module, data: Any, cfg: DictConfig, metric: Any = None
+) -> dict[str, Any]:
+    """``result.json``: one flat dictionary, also returned; with the metric's settings where it has any."""
     flat: dict[str, Any] = {
         **results,
         "model/parameters": sum(p.numel() for p in model.parameters()),
@@ -51,6 +53,8 @@ def write_results(results: dict[str, float], model: nn.Module, data: Any, cfg: D
         "data/skipped": sum(not problem.kept for found in data.problems.values() for problem in found),
         "seed": cfg.seed,
     }
+    if hasattr(metric, "settings"):
+        flat["metric/settings"] = metric.settings
     if "train/seconds" in results:
         images = results["train/steps"] * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches
         flat |= {"train/images": images, "train/images_per_second": images / max(results["train/seconds"], 1e-9)}
@@ -59,6 +63,7 @@ def write_results(results: dict[str, float], model: nn.Module, data: Any, cfg: D
     return flat
 
 
+TWELVE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 SHOWN_PREFIXES = (
     "AP50/",
@@ -77,7 +82,8 @@ PLACES = {
     "curves over time": "metrics.csv",
     "configuration": "config.yaml",
     "what it was made of": "manifest.json",
-    "precision-recall": "pr_curves.png",
+    "report": "report.html",
+    "precision-recall": "figures/pr_curves.png",
     "pictures": "predictions.png",
     "ROC": "roc.png",
     "embeddings": "embedding_map.png",
@@ -94,12 +100,14 @@ def show(results: dict[str, Any], folder: Path) -> None:
     table = Table(title="results")
     table.add_column("measure")
     table.add_column("value", justify="right")
-    for split in ("train", "val", "test"):
-        for name in (f"{split}/{short}" for short in SHOWN):
+    for split in ("train/", "val/", "test/", ""):  # the last: detections of another tool, which belong to no split
+        shown = SHOWN if split else TWELVE
+        for name in (f"{split}{mask}{short}" for mask in ("", "mask/") for short in shown):
             if results.get(name, float("nan")) == results.get(name):
                 table.add_row(name, _number(results[name]))
-        wanted = tuple(f"{split}/{prefix}" for prefix in SHOWN_PREFIXES)
-        for name in (n for n in sorted(results) if n.startswith(wanted) and not n.endswith(("_low", "_high", "_se"))):
+        wanted = tuple(f"{split}{prefix}" for prefix in SHOWN_PREFIXES)
+        names = [n for n in sorted(results) if n.startswith(wanted) and not n.endswith(("_low", "_high", "_se"))]
+        for name in _few(names):
             if "@" not in name or results[name] == results[name]:  # a rate that cannot be had is told by a note
                 table.add_row(name, _number(results[name]) + _spread(name, results))
     for name, form in (
@@ -112,7 +120,14 @@ def show(results: dict[str, Any], folder: Path) -> None:
             table.add_row(name, format(results[name], form))
     console = Console()
     console.print(table)
+    if "metric/settings" in results:
+        console.print(f"measured by: {results['metric/settings']}", soft_wrap=True, highlight=False)
     _where(console, results, folder)
+
+
+def _few(names: list[str], most: int = 25) -> list[str]:
+    """Without the classes where there are too many for a screen: result.json and the report have them."""
+    return names if len(names) <= most else [name for name in names if "AP50/" not in name]
 
 
 def _where(console: Console, results: dict[str, Any], folder: Path) -> None:

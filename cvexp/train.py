@@ -84,7 +84,7 @@ def _train(cfg: DictConfig, changes: list[Change] | None) -> dict[str, Any]:
     with open_loggers(cfg) as loggers:
         make_trainer = partial(instantiate, cfg.trainer, callbacks=build_callbacks(cfg), logger=loggers)
         results = instantiate(cfg.recipe)(make_trainer, task, data)
-    return write_results(results, model, data, cfg)
+    return write_results(results, model, data, cfg, task.metric)
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")

@@ -101,7 +101,7 @@ class Detection:
     def to(self, device: torch.device | str) -> Self:
         """A copy with every tensor on ``device``."""
         moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, **moved)
+        return replace(self, **moved)  # type: ignore[arg-type]
 
     @classmethod
     def empty(cls, device: torch.device | str = "cpu") -> Self:

@@ -60,7 +60,10 @@ COMMON = (
     *(f"data.augment.{name}=0.2" for name in ("jitter", "brightness", "contrast", "saturation")),
 )
 KINDS = {
-    "detection": ("data=shapes", "data.train_size=100", "data.val_size=24", "data.test_size=24", "data.batch_size=4"),
+    "detection": (
+        *("data=shapes", "data.train_size=100", "data.val_size=24", "data.test_size=24", "data.batch_size=4"),
+        "callbacks.report=null",
+    ),
     "embedding": (
         *("data=drawn_faces", "data.train_identities=16", "data.val_identities=8", "data.test_identities=8"),
         *("data.train_images=16", "data.val_images=6", "data.test_images=6", "data.batch_size=16", "data.pairs=40"),

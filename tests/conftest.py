@@ -39,6 +39,7 @@ TINY = (
     "trainer.accelerator=cpu",
     "trainer.devices=1",
     "trainer.enable_progress_bar=false",
+    "callbacks.report=null",  # its figures take longer than the training
 )
 
 

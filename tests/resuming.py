@@ -23,7 +23,10 @@ QUICK = (
     "callbacks.last.steps=3",
     "data.num_workers=0",
 )
-BOXES = ("data=shapes", "data.train_size=16", "data.val_size=4", "data.test_size=4", "data.batch_size=4")
+BOXES = (
+    *("data=shapes", "data.train_size=16", "data.val_size=4", "data.test_size=4", "data.batch_size=4"),
+    "callbacks.report=null",
+)
 FACES = (
     "data=drawn_faces",
     "data.train_identities=8",

@@ -60,7 +60,11 @@ def test_help_lists_the_groups_without_torch(tmp_path: Path) -> None:
     done = run("-c", "\n".join(row.strip() for row in code.splitlines()), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "loaded: []" in done.stderr
-    groups = {path.parent.relative_to(conf_dir()).as_posix() for path in conf_dir().rglob("*.yaml")} - {".", "hydra"}
+    groups = {path.parent.relative_to(conf_dir()).as_posix() for path in conf_dir().rglob("*.yaml")} - {
+        ".",
+        "hydra",
+        "ablation",
+    }
     listed = {row.split(":")[0] for row in done.stdout.splitlines() if ": " in row}
     assert groups <= listed
     assert list(tmp_path.iterdir()) == [], "help leaves nothing behind"
@@ -105,7 +109,8 @@ def test_cfg_prints_the_job_and_runs_nothing(tmp_path: Path) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> tuple[Path, str]:
     """The folder of a tiny run and what it printed; two steps of training, so the scores are near 0."""
     folder = tmp_path_factory.mktemp("trained")
-    done = train(*tiny, "hydra.run.dir=run", cwd=folder)
+    words = [word for word in tiny if word != "callbacks.report=null"]
+    done = train(*words, "hydra.run.dir=run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "run", done.stdout
 
@@ -117,8 +122,9 @@ def checkpoint(trained: tuple[Path, str]) -> Path:
 
 def test_run_leaves_its_files(trained: tuple[Path, str]) -> None:
     folder, printed = trained
-    names = ("result.json", "metrics.csv", "config.yaml", "pr_curves.png", "predictions.png", "checkpoints/best.ckpt")
-    for name in names:
+    names = ("result.json", "metrics.csv", "config.yaml", "report.html", "predictions.png", "checkpoints/best.ckpt")
+    assert (folder / "figures" / "errors.svg").stat().st_size > 0
+    for name in (*names, "figures/pr_curves.png"):
         assert (folder / name).stat().st_size > 0
         assert str(folder / name) in printed, "the user is told where it is"
     assert f"python -m cvexp.predict ckpt={folder / 'checkpoints' / 'best.ckpt'}" in printed

@@ -41,7 +41,8 @@ ARROWS: dict[str, set[str]] = {
     "data": {"types", "ops"},
     "metrics": {"types", "ops", "viz"},  # their curves are drawn and written as all figures are
     "viz": {"types", "ops"},
-    "callbacks": {"viz", "types", "metrics", "loggers"},  # what they make is shown by the loggers
+    "report": {"types", "viz", "metrics", "errors"},  # pages of results
+    "callbacks": {"viz", "types", "metrics", "loggers", "report"},  # what they make is shown by the loggers
     "schedules": {"types"},
     "loggers": {"types", "ops", "viz"},  # boxes are drawn where a logger has none of its own
     "video": set(),  # frames in and out
@@ -50,7 +51,7 @@ ARROWS: dict[str, set[str]] = {
 # Commands and what they are made of see everything, also the configuration. A new command is added here.
 COMMANDS = {
     *("train", "evaluate", "predict", "predict_faces", "build", "results", "inference", "transfer", "config"),
-    *("resume", "manifest", "launch", "replay"),
+    *("resume", "manifest", "launch", "replay", "bench", "benchmark", "evaluate_detections", "ablation"),
 }
 # The network does not know the trainer; pictures are drawn without one.
 WITHOUT_LIGHTNING = {
@@ -64,6 +65,7 @@ WITHOUT_LIGHTNING = {
     "models",
     "metrics",
     "viz",
+    "report",
     "video",
     "schedules",
 }

@@ -53,6 +53,7 @@ SMALL = (
     "scheduler=constant",
     "callbacks.ema=null",
     "callbacks.pictures=null",
+    "callbacks.report=null",
     "trainer.max_epochs=2",
     "trainer.accelerator=cpu",
     "trainer.enable_progress_bar=false",
@@ -186,7 +187,7 @@ def test_metrics_of_two_are_those_of_one(pair: tuple[str, Path]) -> None:
     number of images.
     """
     _, folder = pair
-    words = [f"ckpt={folder / 'one' / 'checkpoints' / 'best.ckpt'}", "callbacks.pictures=null"]
+    words = [f"ckpt={folder / 'one' / 'checkpoints' / 'best.ckpt'}", "callbacks.pictures=null", "callbacks.report=null"]
     evaluate([*words, "data.batch_size=2", f"output={folder / 'measured1'}"])
     more = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=4", "output=measured2"]
     code, text = run(*words, *more, cwd=folder, module="cvexp.evaluate")

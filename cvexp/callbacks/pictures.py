@@ -1,4 +1,4 @@
-"""After the test: PR curves and a page of predictions beside the ground truth."""
+"""After the test: a page of predictions beside the ground truth."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cvexp.metrics.curves import draw_pr_curves
 from cvexp.types import Batch, Detection
 from cvexp.viz import page, save, truth_and_prediction
 
 
 class Pictures(Callback):
-    """Writes ``pr_curves.png`` and ``predictions.png`` into ``folder``.
+    """Writes ``predictions.png`` into ``folder``.
 
     Args:
         folder: of the run.
@@ -56,10 +55,6 @@ class Pictures(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or not self._kept or trainer.fast_dev_run:
             return
-        result = getattr(pl_module.metric, "result", None)
-        if result is not None:
-            thresholds = list(result.iou_thresholds)
-            draw_pr_curves(result, self.folder / "pr_curves.png", iou=0.5 if 0.5 in thresholds else thresholds[0])
         data = trainer.datamodule  # type: ignore[attr-defined]
         source = data.source(data.tested)
         pairs = []

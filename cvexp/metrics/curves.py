@@ -1,4 +1,4 @@
-"""Precision-recall curves of a detection result, one per class, as a PNG.
+"""Precision-recall curves of a detection result, one per class.
 
 Read from the evaluation that gave the mAP (`CocoResult`): precision is COCO's envelope at 101 recalls, so the area
 under a curve is the AP in the legend. A curve ends with a dot at the largest recall the detector reaches; beyond it
@@ -24,11 +24,19 @@ DASHES = ("-", (0, (4, 1.2)), (0, (1.2, 1.0)), (0, (5, 1.2, 1.2, 1.2)))
 def draw_pr_curves(
     result: CocoResult, path: Path | str, *, iou: float = 0.5, title: str = "Precision and recall"
 ) -> Path:
-    """Draws the curve of every class that has objects, and their mean, and writes the PNG in one step.
+    """`pr_figure` as a file, PNG or SVG as its name ends; its folder is made, a former file is replaced only by a complete one.
+
+    Raises:
+        UserError: ``iou`` was not evaluated.
+    """
+    return save_figure(pr_figure(result, iou=iou, title=title), path)
+
+
+def pr_figure(result: CocoResult, *, iou: float = 0.5, title: str = "Precision and recall") -> Figure:
+    """The curve of every class that has objects, and their mean.
 
     Args:
         result: of ``DetectionMAP.compute`` (attribute ``result``).
-        path: the file to write; its folder is made, a former file is replaced only by a complete one.
         iou: one of the evaluated thresholds.
         title: first words of the title; IoU and number of images follow.
 
@@ -50,7 +58,7 @@ def draw_pr_curves(
         _legend(figure, f"AP at IoU {iou:.2f}", columns)
     else:
         axes.text(0.5, 0.5, "no objects in the evaluated images", ha="center", va="center", color="0.4")
-    return save_figure(figure, path)
+    return figure
 
 
 def _draw_classes(

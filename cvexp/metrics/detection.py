@@ -30,6 +30,7 @@ from cvexp.metrics.coco_engine import (
     evaluate,
     settings_in_words,
 )
+from cvexp.metrics.explanation import Explanation
 from cvexp.metrics.findings import Findings
 from cvexp.types import Detection, GroundTruth, UserError
 
@@ -66,6 +67,7 @@ class CollectsDetections(Metric):
         result: the `CocoResult` of the last ``compute``, for curves; None before. Survives ``reset``.
         mask_result: the same by masks; None without.
         findings: what was evaluated, in the first process after ``compute``, else None; made when it is asked for.
+        explanation: of these findings: other definitions of AP, errors, confusions ...
         settings: one line that belongs beside every score.
     """
 
@@ -93,6 +95,7 @@ class CollectsDetections(Metric):
         self._rows: dict[int, NDArray] = {}
         self._encoded: dict[int, list[dict[str, Any]]] = {}
         self._evaluated: Shard | None = None
+        self._explanation: Explanation | None = None
         self._gt = _no_ground_truth()
         self._known_ids: frozenset[int] | None = None
 
@@ -102,9 +105,16 @@ class CollectsDetections(Metric):
 
     @property
     def findings(self) -> Findings | None:
-        if self._evaluated is None:
-            return None
-        ids, counts, rows, masks = self._evaluated
+        return None if self.explanation is None else self.explanation.findings
+
+    @property
+    def explanation(self) -> Explanation | None:
+        if self._explanation is None and self._evaluated is not None:
+            self._explanation = Explanation(self._gathered(self._evaluated))
+        return self._explanation
+
+    def _gathered(self, evaluated: Shard) -> Findings:
+        ids, counts, rows, masks = evaluated
         columns = (np.repeat(ids, counts), rows[:, :4], rows[:, 4], rows[:, 5])
         limit = self.max_detections[-1]
         return Findings.gather(self._gt, ids, *columns, difficult=self.difficult, limit=limit, det_masks=masks)
@@ -117,7 +127,7 @@ class CollectsDetections(Metric):
         """
         check_ground_truth(gt)
         self.reset()
-        self.result = self.mask_result = self._evaluated = None
+        self.result = self.mask_result = self._evaluated = self._explanation = None
         if self.masks and gt.masks is None:
             raise UserError("metric.masks=true, but the data has no masks. Fix: data.masks=true, or metric.masks=false")
         self._gt, self._known_ids = gt, frozenset(gt.image_ids.tolist())
@@ -172,7 +182,7 @@ class DetectionMAP(CollectsDetections):
         NaN without an image or object. In several processes this is a collective: every rank must call it.
         """
         shards = _gather(_pack(self._rows, self._encoded if self.masks else None))
-        self._evaluated = None if shards is None else _unique_images(shards)
+        self._evaluated, self._explanation = None if shards is None else _unique_images(shards), None
         outcome = None if self._evaluated is None else self._attempt(self._evaluated)
         self.result, self.mask_result = _broadcast(outcome)
         numbers = self.result.summary() | {"images": float(self.result.images)}

@@ -61,7 +61,7 @@ class TorchmetricsMAP(CollectsDetections):
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise UserError("metric=torchmetrics works in one process only; use metric=coco or trainer.devices=1.")
         raw = self._torchmetrics()
-        self._evaluated = _unique_images([_pack(self._rows)])
+        self._evaluated, self._explanation = _unique_images([_pack(self._rows)]), None
         self.result = _as_result(raw, self._gt.classes, self.iou_thresholds, self.max_detections, len(self._rows))
         # torchmetrics' own twelve over ours from its arrays. It says -1 where nothing can be averaged, and with the
         # pycocotools backend for AP when no limit is 100; ours then stands: NaN, or the AP at the largest limit.

@@ -48,6 +48,10 @@ class DetectionTask(Task):
 
     def on_test_epoch_end(self) -> None:
         self.report("test", [])
+        explanation = getattr(self.metric, "explanation", None)  # the first process has it
+        if explanation is not None:
+            numbers = {f"test/{name}": torch.tensor(value) for name, value in explanation.numbers().items()}
+            self.log_dict(numbers, rank_zero_only=True)
 
 
 def in_original_pixels(detection: Detection, target: Target) -> Detection:
