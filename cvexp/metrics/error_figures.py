@@ -101,7 +101,8 @@ def draw_error_types(errors: ErrorTypes, *, title: str = "Error types") -> Figur
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     ap = "no objects" if np.isnan(errors.ap) else f"AP{100 * errors.foreground:.0f} {100 * errors.ap:.1f}"
     figure.suptitle(_plain(f"{title} ({ap}, t_f {errors.foreground:g}, t_b {errors.background:g})"), fontsize=12)
-    weights = {name: 100 * errors.delta_ap[name] for name in (*TYPES, *SUMMARY)}
+    # Rounded, so that a difference of the last bits is neither a bar nor a -0.00.
+    weights = {name: round(100 * errors.delta_ap[name], 9) + 0.0 for name in (*TYPES, *SUMMARY)}
     _bars(left, weights, "{:.2f}")
     left.axhline(len(TYPES) - 0.5, color="0.6", linewidth=0.8, linestyle=":")
     left.set_xlabel("gain of AP in points, if these errors alone were corrected")
