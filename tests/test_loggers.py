@@ -92,7 +92,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> tuple[Path
 
     folder = tmp_path_factory.mktemp("loggers") / "the_run"
     words = [
-        *tiny, "trainer.max_epochs=3", "trainer.log_every_n_steps=1", "data.val_size=6", "callbacks.dashboard.images=3",
+        *(word for word in tiny if word != "callbacks.report=null"),
+        *("trainer.max_epochs=3", "trainer.log_every_n_steps=1", "data.val_size=6", "callbacks.dashboard.images=3"),
         "callbacks.dashboard.threshold=0.0", "callbacks.dashboard.most=5", "logger=wandb", "logger.wandb.tags=[a,b]",
         "logger.wandb.group=g", "logger.wandb.notes=why", "logger.wandb.artifacts=all", f"paths.output={folder}",
     ]  # fmt: skip
@@ -128,6 +129,9 @@ def test_everything_has_the_one_axis(run) -> None:
     assert [row["_step"] for row in history if "val/AP" in row] == [1, 3, 5]
     assert [row["_step"] for row in history if row.get("val/images._type") == "images/separated"] == [1, 3, 5]
     assert {"test/AP", "test/images._type", "test/classes._type", "test/pr_curves_table._type"} <= history[-1].keys()
+    figures = {f"test/report/{name}._type" for name in ("pr_curves", "f1_confidence", "confusion", "errors", "sizes")}
+    assert figures <= history[-1].keys()  # the report's figures
+    assert {"test/definitions/voc07", "test/errors/missed/dAP", "test/F1/best"} <= history[-1].keys()
     globs = [m for m in of_type(found, "metric") if m.get("glob_name") == "*"]
     assert [m["step_metric"] for m in globs] == ["trainer/global_step"]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cvexp.metrics.errors import match_coco
+from cvexp.metrics.coco_matching import match_coco
 from cvexp.metrics.findings import Bools, Findings, Floats
 from cvexp.types import UserError
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cvexp.metrics.errors import first_come, on_ignored
+from cvexp.metrics.coco_matching import first_come, on_ignored
 from cvexp.metrics.findings import Findings, Floats, Ints
 from cvexp.types import UserError
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cvexp.metrics.average_precision import average_precision
+from cvexp.metrics.coco_matching import match_coco
 from cvexp.metrics.findings import Findings, Floats, Ints
 from cvexp.metrics.voc_matching import coco_match, voc_match
 from cvexp.types import UserError
@@ -93,9 +94,10 @@ def compare(findings: Findings, iou: float = 0.5, *, legacy_plus_one: bool = Fal
     """
     columns: dict[str, list[float]] = {name: [] for name in NAMES}
     objects = []
+    matches = match_coco(findings, iou)
     for label in range(len(findings.classes)):
         voc = voc_match(findings, label, iou, legacy_plus_one=legacy_plus_one)
-        coco = coco_match(findings, label, iou)
+        coco = coco_match(findings, label, iou, matches=matches)
         objects.append(voc.objects)
         columns["coco101"].append(average_precision(coco.correct, coco.objects, "coco101"))
         for name, area in _AREAS.items():

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cvexp.metrics.coco_engine import CocoResult
 from cvexp.metrics.confidence import ConfidenceCurves
@@ -200,6 +201,7 @@ def _bars(axes: Axes, values: dict[str, float], form: str) -> None:
     axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(min(1.1 * float(lengths.min()), 0), 1.2 * reach))
     _tidy(axes)
     axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_locator(MaxNLocator(6))  # counts may have many digits
 
 
 def _say_nothing(figure: Figure, axes: Axes, words: str) -> Figure:

@@ -5,7 +5,7 @@ type by its largest IoU with the objects of its own class (``same``) and of the 
 that stays undetected is *missed* unless correcting a false positive would find it. An error type weighs what AP gains
 when an oracle corrects its errors and nothing else.
 
-With t_f = 0.5 and t_b = 0.1, tried from top to bottom (`PAPER_ORDER`); ignored objects take no part:
+With t_f = 0.5 and t_b = 0.1; ignored objects take no part:
 
 | type | a false positive with | corrected by |
 |---|---|---|
@@ -25,11 +25,13 @@ Worked example, one class: objects A and B; detections of score 0.9 on A (IoU 1)
 localisation error: on B it is correct, precision 2/3 at recall 1, so AP50 = (51 + 50 * 2/3) / 101 and its dAP is
 33.33 / 101 = 0.330. B is not missed, as that correction finds it.
 
-Differences from the paper: its conditions overlap and the text gives no precedence. The order above is that of its
-list. The authors' program tries `TOOL_ORDER`, which calls a duplicate that also touches an object of another class a
-duplicate, not both; give it as ``order`` to compare with numbers of that program. It also lets classification and
-localisation errors compete for an object while only one of the two types is corrected, and cuts a dAP below 0 to 0;
-here each type is corrected alone and keeps its sign.
+The paper's conditions overlap and its text gives no precedence. Types are tried in `TOOL_ORDER`, that of the authors'
+program, so that numbers can be compared with published ones: localisation, classification, duplicate, both, background.
+`PAPER_ORDER` is that of the paper's list; in a crowd it calls a duplicate that also touches an object of another class
+"both".
+
+Differences from the authors' program: it lets classification and localisation errors compete for an object while only
+one of the two types is corrected, and cuts a dAP below 0 to 0; here each type is corrected alone and keeps its sign.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cvexp.metrics.average_precision import average_precision
+from cvexp.metrics.coco_matching import Matches, match_coco
 from cvexp.metrics.findings import Bools, Findings, Floats, Ints, Overlaps
 from cvexp.types import UserError
 
@@ -47,28 +50,6 @@ PAPER_ORDER = ("classification", "localisation", "both", "duplicate", "backgroun
 TOOL_ORDER = ("localisation", "classification", "duplicate", "both", "background")
 TYPES = (*PAPER_ORDER, "missed")
 SUMMARY = ("false_positives", "false_negatives")
-
-
-@dataclass(frozen=True)
-class Matches:
-    """COCO's matching at one IoU threshold, all images and classes at once.
-
-    Attributes:
-        correct: bool ``[N]``, true positives.
-        ignored: bool ``[N]``, matched to an ignored object: neither true nor false.
-        gt: int64 ``[N]``, the matched object where ``correct``; elsewhere it means nothing.
-        found: bool ``[M]``, objects that a detection has.
-    """
-
-    correct: Bools
-    ignored: Bools
-    gt: Ints
-    found: Bools
-
-    @property
-    def false(self) -> Bools:
-        """bool ``[N]``, false positives."""
-        return ~self.correct & ~self.ignored
 
 
 @dataclass(frozen=True)
@@ -115,7 +96,7 @@ class _Ranking:
 
 
 def find_errors(
-    findings: Findings, foreground: float = 0.5, background: float = 0.1, order: Sequence[str] = PAPER_ORDER
+    findings: Findings, foreground: float = 0.5, background: float = 0.1, order: Sequence[str] = TOOL_ORDER
 ) -> ErrorTypes:
     """Gives every false positive one type and weighs the types.
 
@@ -157,55 +138,6 @@ def find_errors(
         for name, rows in members.items()
     }
     return ErrorTypes(findings.classes, ap, members, by_class, delta_ap, foreground, background)
-
-
-def match_coco(findings: Findings, iou_threshold: float = 0.5) -> Matches:
-    """COCO's greedy matching, of all sizes.
-
-    Within an image and class each detection, best first, takes the *free* counted object it overlaps most, if
-    IoU >= ``iou_threshold``; of equal IoUs the later object, as the official code does. One that gets none but lies on
-    an ignored object (intersection / area of the detection >= ``iou_threshold``) is ignored.
-    """
-    pairs = findings.overlaps
-    fits = (pairs.iou >= _at_least(iou_threshold)) & ~findings.gt_ignored[pairs.gt]
-    pairs = pairs.where(fits & (findings.det_labels[pairs.det] == findings.gt_labels[pairs.gt]))
-    order = np.lexsort((-pairs.gt, -pairs.iou, pairs.det))
-    correct, found = np.zeros(len(findings.det_labels), bool), np.zeros(len(findings.gt_labels), bool)
-    gt = np.zeros(len(correct), np.int64)
-    det, obj = first_come(pairs.det[order], pairs.gt[order])
-    correct[det], gt[det], found[obj] = True, obj, True
-    return Matches(correct, on_ignored(findings, iou_threshold) & ~correct, gt, found)
-
-
-def first_come(det: Ints, gt: Ints) -> tuple[Ints, Ints]:
-    """One-to-one from pairs ``[P]`` in order of preference: a pair is kept if neither of its two is taken already."""
-    taken_det: set[int] = set()
-    taken_gt: set[int] = set()
-    kept = []
-    for n, (d, g) in enumerate(zip(det.tolist(), gt.tolist(), strict=True)):
-        if d not in taken_det and g not in taken_gt:
-            taken_det.add(d)
-            taken_gt.add(g)
-            kept.append(n)
-    return det[kept], gt[kept]
-
-
-def on_ignored(findings: Findings, iou_threshold: float) -> Bools:
-    """bool ``[N]``: intersection / area of the detection with an ignored object of its class reaches the threshold."""
-    lying = np.zeros(len(findings.det_labels), bool)
-    if not findings.gt_ignored.any():
-        return lying
-    # Overlaps are by the detection's area for crowds alone; here they are for every ignored object.
-    as_crowds = np.array_equal(findings.gt_crowd, findings.gt_ignored)
-    pairs = findings.overlaps if as_crowds else replace(findings, gt_crowd=findings.gt_ignored).overlaps
-    hit = (pairs.iou >= _at_least(iou_threshold)) & findings.gt_ignored[pairs.gt]
-    lying[pairs.det[hit & (findings.det_labels[pairs.det] == findings.gt_labels[pairs.gt])]] = True
-    return lying
-
-
-def _at_least(iou_threshold: float) -> float:
-    """What an IoU must reach; the official code's bound, so that identical boxes match at 1."""
-    return min(iou_threshold, 1 - 1e-10)
 
 
 def _check(foreground: float, background: float, order: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cvexp.metrics.errors import match_coco
+from cvexp.metrics.coco_matching import match_coco
 from cvexp.metrics.findings import Findings, Floats, Ints
 from cvexp.types import UserError
 

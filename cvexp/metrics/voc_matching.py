@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cvexp.metrics.coco_matching import Matches, match_coco
 from cvexp.metrics.findings import Bools, Findings, Floats, Ints
 from cvexp.types import UserError
 
@@ -75,7 +76,7 @@ def voc_match(
     ignored = findings.gt_crowd | findings.gt_difficult if difficult == "ignore" else findings.gt_crowd
     ranked, _ = findings.of_class(label)
     rank, gt = _pairs(findings, ranked, label)
-    iou = _iou(findings, ranked[rank], gt, extra=float(legacy_plus_one))
+    iou = _iou(findings, ranked[rank], gt, float(legacy_plus_one))
     best = _best_of_each(rank, gt, iou)
     best = best[iou[best] > iou_threshold]
     hit = np.full(len(ranked), -1, np.int64)  # the object each detection takes
@@ -88,39 +89,28 @@ def voc_match(
     return Ranking(ranked[~neither], correct[~neither], counted)
 
 
-def coco_match(findings: Findings, label: int, iou_threshold: float = 0.5) -> Ranking:
+def coco_match(
+    findings: Findings, label: int, iou_threshold: float = 0.5, *, matches: Matches | None = None
+) -> Ranking:
     """COCO's rule for objects of all sizes, as pycocotools; what ``findings.gt_ignored`` marks are its crowds.
 
     A detection takes the free object with the largest IoU >= t, the last of equals. If none is left, but enough of it
     lies inside an ignored object (intersection / area of the detection >= t), it is neither right nor wrong; else wrong.
 
+    Args:
+        findings: as gathered.
+        label: the class.
+        iou_threshold: t, in (0, 1].
+        matches: of ``match_coco(findings, iou_threshold)``, where it is known already: it is that of all classes.
+
     Raises:
         UserError: a threshold outside (0, 1], an unknown ``label``.
     """
     _check(findings, label, iou_threshold)
+    matches = match_coco(findings, iou_threshold) if matches is None else matches
     ranked, objects = findings.of_class(label)
-    rank, gt = _pairs(findings, ranked, label)
-    ignored = findings.gt_ignored[gt]
-    iou = _iou(findings, ranked[rank], gt, seen_from_detection=ignored)
-    enough = iou >= min(iou_threshold, 1 - 1e-10)
-    excused = np.zeros(len(ranked), bool)
-    excused[rank[enough & ignored]] = True
-    kept = enough & ~ignored
-    correct = _take_free(rank[kept], gt[kept], iou[kept], len(ranked))
-    counts = correct | ~excused
-    return Ranking(ranked[counts], correct[counts], objects)
-
-
-def _take_free(rank: Ints, gt: Ints, iou: Floats, detections: int) -> Bools:
-    """Best detection first, each takes the free object it overlaps most; bool ``[detections]``: it found one."""
-    order = np.lexsort((-gt, -iou, rank))
-    taken: set[int] = set()
-    correct = np.zeros(detections, bool)
-    for d, g in zip(rank[order].tolist(), gt[order].tolist(), strict=True):
-        if not correct[d] and g not in taken:
-            correct[d] = True
-            taken.add(g)
-    return correct
+    ranked = ranked[~matches.ignored[ranked]]
+    return Ranking(ranked, matches.correct[ranked], objects)
 
 
 def _best_of_each(rank: Ints, gt: Ints, iou: Floats) -> Ints:
@@ -140,19 +130,11 @@ def _pairs(findings: Findings, ranked: Ints, label: int) -> tuple[Ints, Ints]:
     return rank, mine[np.repeat(start, count) + within]
 
 
-def _iou(
-    findings: Findings, det: Ints, gt: Ints, *, extra: float = 0.0, seen_from_detection: Bools | None = None
-) -> Floats:
-    """Float64 ``[P]``: IoU of pairs of boxes whose sides are longer by ``extra`` pixels than their corners tell.
-
-    Where ``seen_from_detection`` is set, intersection / area of the detection.
-    """
+def _iou(findings: Findings, det: Ints, gt: Ints, extra: float) -> Floats:
+    """Float64 ``[P]``: IoU of pairs of boxes whose sides are longer by ``extra`` pixels than their corners tell."""
     a, b = findings.det_boxes[det], findings.gt_boxes[gt]
     inter = _area(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + extra)
-    area = _area(a[:, 2:] - a[:, :2] + extra)
-    union = area + _area(b[:, 2:] - b[:, :2] + extra) - inter
-    if seen_from_detection is not None:
-        union = np.where(seen_from_detection, area, union)
+    union = _area(a[:, 2:] - a[:, :2] + extra) + _area(b[:, 2:] - b[:, :2] + extra) - inter
     return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 
 

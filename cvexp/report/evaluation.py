@@ -107,6 +107,20 @@ def write_report(
     drawings = draw_figures(explanation, result)
     files = {name: save_figures(drawing, folder / "figures" / name) for name, drawing in drawings.items()}
     svgs = {name: svg for name, (_, svg) in files.items()}
+    evaluation_page(explanation, result, svgs, title, facts, mask_result, galleries).write(folder / "report.html")
+    return {name: png for name, (png, _) in files.items()}
+
+
+def evaluation_page(
+    explanation: Explanation,
+    result: CocoResult,
+    svgs: Mapping[str, Path],
+    title: str,
+    facts: Mapping[str, Any],
+    mask_result: CocoResult | None = None,
+    galleries: Galleries | None = None,
+) -> Page:
+    """The page; ``svgs`` are the figures' files by name, other arguments as those of `write_report`."""
     sections = [
         _summary(explanation, result, mask_result, facts),
         _classes(explanation, result),
@@ -118,11 +132,9 @@ def write_report(
     ]
     if galleries is not None:
         sections += _galleries(explanation, galleries)
-    subtitle = (
-        f"{result.images} images, {int(explanation.findings.objects.sum())} objects, {len(result.classes)} classes"
-    )
-    Page(title, subtitle, sections, footer=f"cvexp {cvexp.__version__}").write(folder / "report.html")
-    return {name: png for name, (png, _) in files.items()}
+    objects = int(explanation.findings.objects.sum())
+    subtitle = f"{result.images} images, {objects} objects, {len(result.classes)} classes"
+    return Page(title, subtitle, sections, footer=f"cvexp {cvexp.__version__}")
 
 
 def draw_figures(explanation: Explanation, result: CocoResult) -> dict[str, Drawing]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from coco_oracle import coco_fixture, detections, ground_truth, random_set
 
+from cvexp.metrics.coco_matching import on_ignored
 from cvexp.metrics.confusion import ConfusionMatrix, count_confusions
-from cvexp.metrics.errors import on_ignored
 from cvexp.metrics.findings import Findings
 from cvexp.types import UserError
 

@@ -11,7 +11,8 @@ from coco_oracle import coco_fixture, detections, ground_truth, pycocotools, ran
 from numpy.testing import assert_allclose
 
 from cvexp.metrics.coco_engine import evaluate
-from cvexp.metrics.errors import PAPER_ORDER, SUMMARY, TOOL_ORDER, TYPES, find_errors, match_coco
+from cvexp.metrics.coco_matching import match_coco
+from cvexp.metrics.errors import PAPER_ORDER, SUMMARY, TOOL_ORDER, TYPES, find_errors
 from cvexp.metrics.findings import Findings
 from cvexp.types import UserError
 
@@ -75,12 +76,12 @@ def test_where_several_types_fit_the_order_decides() -> None:
     # a dog over half of the cat, and on the cat's place a found dog: a duplicate that touches a cat
     objects = [OBJECT, (0, 4, 0, 14, 10, DOG, 0, 0)]
     rows = [(*HALF, 0.9, DOG), (0, 4, 0, 14, 10.5, 0.8, DOG)]
-    assert find_errors(gather(objects, rows)).members["both"].tolist() == [1]
-    assert find_errors(gather(objects, rows), order=TOOL_ORDER).members["duplicate"].tolist() == [1]
+    assert find_errors(gather(objects, rows), order=PAPER_ORDER).members["both"].tolist() == [1]
+    assert find_errors(gather(objects, rows)).members["duplicate"].tolist() == [1]
     # on a cat, poorly on a dog
     rows = [(*ON_IT, 0.9, DOG)]
-    assert find_errors(gather(objects, rows)).members["classification"].tolist() == [0]
-    assert find_errors(gather(objects, rows), order=TOOL_ORDER).members["localisation"].tolist() == [0]
+    assert find_errors(gather(objects, rows), order=PAPER_ORDER).members["classification"].tolist() == [0]
+    assert find_errors(gather(objects, rows)).members["localisation"].tolist() == [0]
 
 
 def test_the_worked_example() -> None:
