@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -126,3 +129,54 @@ def test_the_command_tells_where_to_look(
     said = capsys.readouterr().out
     for text in ("AR10", "measured by: COCO; at most 100", "report.html", "result.json", "AP50/cat"):
         assert text in said
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_real_annotations_equal_pycocotools_bit_for_bit(
+    data_root: Path, tmp_path: Path, masks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """COCO's own polygons, run lengths and crowds; detections are objects of the same image, moved, with drawn scores."""
+    coco, cocoeval = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
+    rle = pytest.importorskip("pycocotools.mask")
+    monkeypatch.setattr("cvexp.report.evaluation.write_report", lambda *_, **__: {})  # only numbers matter here
+    truth = json.loads(next((data_root / "coco_mini").rglob("*val*.json")).read_text())
+    truth["images"] = truth["images"][:60]
+    ids = {image["id"] for image in truth["images"]}
+    truth["annotations"] = [entry for entry in truth["annotations"] if entry["image_id"] in ids]
+    rng = np.random.default_rng(0)
+    sizes = {image["id"]: (image["width"], image["height"]) for image in truth["images"]}
+    found = []
+    for entry in truth["annotations"]:
+        width, height = sizes[entry["image_id"]]
+        for _ in range(int(rng.integers(0, 4))):
+            dx, dy = rng.normal(0, 4, 2)
+            x, y, w, h = entry["bbox"]
+            one = {
+                "image_id": entry["image_id"],
+                "category_id": entry["category_id"],
+                "score": round(float(rng.random()), 2),
+            }
+            if not masks:
+                found.append(one | {"bbox": [x + dx, y + dy, w, h]})
+            elif isinstance(entry["segmentation"], list):
+                shift = [(dy, height) if n % 2 else (dx, width) for n in range(2000)]
+                moved = [
+                    [float(np.clip(v + d, 0, edge)) for v, (d, edge) in zip(part, shift, strict=False)]
+                    for part in entry["segmentation"]
+                ]
+                encoded = rle.merge(rle.frPyObjects(moved, height, width))
+                found.append(one | {"segmentation": encoded | {"counts": encoded["counts"].decode()}})
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    (tmp_path / "dets.json").write_text(json.dumps(found))
+    files = [tmp_path / "dets.json", tmp_path / "gt.json"]
+    results = evaluate_detections([f"detections={files[0]}", f"annotations={files[1]}", f"masks={masks}"])[0]
+    with contextlib.redirect_stdout(io.StringIO()):
+        official_truth = coco.COCO(files[1])
+        official = cocoeval.COCOeval(official_truth, official_truth.loadRes(str(files[0])), "segm" if masks else "bbox")
+        official.evaluate()
+        official.accumulate()
+        official.summarize()
+    assert any(entry["iscrowd"] for entry in truth["annotations"])
+    prefix = "mask/" if masks else ""
+    assert [results[f"{prefix}{name}"] for name in NUMBERS] == official.stats.tolist()
+    assert 0.1 < results[f"{prefix}AP"] < 0.99
