@@ -64,6 +64,7 @@ def test_the_page_says_what_went_wrong(tmp_path: Path) -> None:
     assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]  # nothing half-written
 
 
+@pytest.mark.slow
 def test_the_same_result_gives_the_same_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         explanation, result = measured()
@@ -85,6 +86,7 @@ def test_without_anything_found_or_any_object(tmp_path: Path) -> None:
     assert "no images" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_masks_stand_beside_boxes(tmp_path: Path) -> None:
     gt, found = random_set(0)
     masks = random_masks(0, gt, found)
