@@ -69,7 +69,8 @@ class Subject:
         """What decides how much the post-process has to do; None where a model has no such thing."""
         names = ("max_detections", "score_threshold", "nms_threshold", "candidates")
         rule = getattr(self.model, "nms", None)
-        return {name: getattr(self.model, name, None) for name in names} | {"nms": None if rule is None else repr(rule)}
+        found = {name: getattr(self.model, name, None) for name in names} | {"nms": None if rule is None else str(rule)}
+        return found if getattr(rule, "thresholded", True) else found | {"nms_threshold": None}
 
 
 def fresh(name: str, words: Sequence[str], classes: int, packages: Sequence[str] = ()) -> Subject:

@@ -26,11 +26,25 @@ COLUMNS = {
     "max_detections": "max det", "score_threshold": "score >", "suppression": "NMS", "weights": "weights",
     "test_ap": "test AP",
 }  # fmt: skip
-"""Name in the files and in the tables; the screen shows those in `ON_SCREEN`."""
-ON_SCREEN = (
+"""Name in the files and in the tables; the screen shows `TIMES` and `MODELS`."""
+TIMES = (
     *("model", "batch", "precision", "preprocess_ms", "proposals_ms", "network_ms", "postprocess_ms", "total_ms"),
-    *("total_p95_ms", "images_per_second", "timed", "parameters", "gflops", "weights", "test_ap"),
+    *("total_p95_ms", "images_per_second"),
 )
+MODELS = (
+    "model",
+    "input",
+    "parameters",
+    "gflops",
+    "max_detections",
+    "score_threshold",
+    "suppression",
+    "weights",
+    "test_ap",
+)
+SHORT = {"precision": "type", "preprocess_ms": "pre", "proposals_ms": "prop.", "network_ms": "net", "postprocess_ms": "post",
+         "images_per_second": "img/s", "max_detections": "max", "score_threshold": "score >"}  # fmt: skip
+"""Narrower names on the screen, of 80 columns or more; two tables, as one would not fit."""
 
 
 def as_record(row: Row, flops: Flops | None) -> dict[str, Any]:
@@ -153,16 +167,27 @@ def show(
     records: Sequence[Mapping[str, Any]], conditions: Mapping[str, Any], said: Sequence[str], console: Console
 ) -> None:
     """The table on the screen, and what it does not say."""
-    table = Table(title="milliseconds per image (median)", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ON_SCREEN:
-        text = name in ("model", "precision", "weights")
-        table.add_column(COLUMNS[name], justify="left" if text else "right", no_wrap=not text, overflow="fold")
-    for record in records:
-        table.add_row(*(shown(name, record[name]) for name in ON_SCREEN))
     console.print(told(conditions), soft_wrap=True, highlight=False, markup=False)
-    console.print(table)
+    console.print(_on_screen("milliseconds per image (median)", TIMES, records))
+    distinct = {record["model"]: record for record in records}
+    console.print(_on_screen("models", MODELS, list(distinct.values())))
     for sentence in [*said, *reasons_of(records)]:
         console.print(f"- {sentence}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _on_screen(title: str, names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> Table:
+    """Some columns of the rows; long names of models are folded, numbers never."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in names:
+        text = name in ("model", "precision", "weights", "suppression", "input")
+        folded = name in ("model", "suppression")
+        table.add_column(
+            SHORT.get(name, COLUMNS[name]), justify="left" if text else "right", no_wrap=not folded, overflow="fold",
+            min_width=6 if folded else None,
+        )  # fmt: skip
+    for record in records:
+        table.add_row(*(shown(name, record[name]) for name in names))
+    return table
 
 
 def shown(name: str, value: Any) -> str:

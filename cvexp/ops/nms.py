@@ -7,7 +7,7 @@ rule it has; a rule holds only what is its own. So the number has one source, an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ from cvexp.types import Detection
 
 
 class Suppression(Protocol):
-    """What a detector does about several boxes on one object."""
+    """What a detector does about several boxes on one object; its ``str`` is its name in tables.
+
+    One for which the IoU threshold has no meaning says so by an attribute ``thresholded = False``.
+    """
 
     def __call__(
         self, boxes: Tensor, scores: Tensor, images: Tensor, labels: Tensor, iou_threshold: float
@@ -47,6 +50,9 @@ class Greedy:
 
     class_agnostic: bool = False
 
+    def __str__(self) -> str:
+        return "greedy, class-agnostic" if self.class_agnostic else "greedy"
+
     def __call__(
         self, boxes: Tensor, scores: Tensor, images: Tensor, labels: Tensor, iou_threshold: float
     ) -> tuple[Tensor, Tensor]:
@@ -59,6 +65,11 @@ class Greedy:
 @dataclass(frozen=True)
 class NoNMS:
     """Everything stays, for what a network without duplicates, or AP with them, looks like."""
+
+    thresholded: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        return "none"
 
     def __call__(
         self, boxes: Tensor, scores: Tensor, images: Tensor, labels: Tensor, iou_threshold: float

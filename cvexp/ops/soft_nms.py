@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from cvexp.types import UserError
 @dataclass(frozen=True)
 class SoftLinear:
     """Section 3, the first rule: ``s *= 1 - IoU`` of a box whose IoU with the chosen one exceeds N_t (``iou_threshold``)."""
+
+    def __str__(self) -> str:
+        return "soft, linear"
 
     def __call__(
         self, boxes: Tensor, scores: Tensor, images: Tensor, labels: Tensor, iou_threshold: float
@@ -48,6 +51,10 @@ class SoftGaussian:
     """
 
     sigma: float = 0.5
+    thresholded: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        return f"soft, gaussian, sigma {self.sigma:g}"
 
     def __post_init__(self) -> None:
         if not self.sigma > 0:

@@ -11,6 +11,7 @@ from box_oracle import loop_iou, random_boxes
 
 import cvexp.ops.nms
 from cvexp.ops.nms import Greedy, NoNMS, class_nms, detect, keep_mask
+from cvexp.ops.soft_nms import SoftGaussian, SoftLinear
 
 BOXES = torch.tensor([[0.0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30], [5, 0, 15, 10]])
 SCORES = torch.tensor([0.9, 0.8, 0.7, 0.6])
@@ -331,3 +332,18 @@ def test_the_rule_is_what_detect_is_given():
     )
     found = detect(boxes, scores, score_threshold=0.25, nms=halve, iou_threshold=0.125, candidates=9, limit=9)
     assert [one.scores.tolist() for one in found] == [pytest.approx([0.4, 0.3]), []]
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        (Greedy(), "greedy"),
+        (Greedy(class_agnostic=True), "greedy, class-agnostic"),
+        (SoftLinear(), "soft, linear"),
+        (SoftGaussian(0.25), "soft, gaussian, sigma 0.25"),
+        (NoNMS(), "none"),
+    ],
+)
+def test_names_in_tables(rule: object, name: str) -> None:
+    assert str(rule) == name
+    assert getattr(rule, "thresholded", True) == (name.startswith("greedy") or name == "soft, linear")
