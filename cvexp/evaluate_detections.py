@@ -92,7 +92,6 @@ def _report(
         facts["left out"] = f"{read.left_out} detections of images or categories that the annotations do not know"
     galleries = Galleries(_reader(Path(given["images"]).expanduser(), read.files)) if given["images"] else None
     title = f"{Path(given['detections']).name} on {Path(given['annotations']).name}"
-    write_report(explanation, result, folder, title=title, facts=facts, mask_result=by_masks, galleries=galleries)
     numbers = result.summary() | explanation.numbers()
     if by_masks is not None:
         numbers |= {f"mask/{name}": value for name, value in by_masks.summary().items()}
@@ -101,7 +100,8 @@ def _report(
         "images": result.images, "objects": int(findings.objects.sum()), "detections": len(read.scores),
         "detections_left_out": read.left_out, "metric/settings": settings,
     }  # fmt: skip
-    write_text(folder / "result.json", json.dumps(flat, indent=2) + "\n")
+    write_text(folder / "result.json", json.dumps(flat, indent=2) + "\n")  # first: an image may be unreadable
+    write_report(explanation, result, folder, title=title, facts=facts, mask_result=by_masks, galleries=galleries)
     return flat
 
 
@@ -109,16 +109,18 @@ def _reader(folder: Path, files: list[str]) -> ReadImage:
     """Reads the images of a folder by the names in the annotation file.
 
     Raises:
-        UserError: one of the first names is not there.
+        UserError: no such folder, or it has not all of them; a name that leads out of it.
     """
     from cvexp.data.records import decode
 
-    missing = next((name for name in files[:1] if not (folder / name).is_file()), None)
-    if not folder.is_dir() or missing is not None:
-        raise UserError(
-            f"images={folder}: {'no such folder' if missing is None else f'has no {missing}'}."
-            " Fix: images=<folder to which the file_name of the annotation file is relative>"
-        )
+    fix = "Fix: images=<folder to which the file_name of the annotation file is relative>"
+    if not folder.is_dir():
+        raise UserError(f"images={folder}: no such folder. {fix}")
+    for name in files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"images={folder}: the annotation file names {name!r}, outside of it. {fix}")
+        if not (folder / name).is_file():
+            raise UserError(f"images={folder}: has no {name or 'file for an image without file_name'}. {fix}")
 
     def read(index: int) -> tuple[Tensor, str]:
         return decode(folder / files[index]), files[index]

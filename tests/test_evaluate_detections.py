@@ -84,6 +84,23 @@ def test_masks_images_and_settings(files: list[str], tmp_path: Path) -> None:
     assert not list(output.rglob("*.part"))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("../a.png", "outside of it"), ("/a.png", "outside of it"), ("b.png", "has no b")]
+)
+def test_images_are_looked_for_in_the_folder_alone(files: list[str], tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "gt.json").write_text(json.dumps(TRUTH | {"images": [TRUTH["images"][0] | {"file_name": name}]}))
+    with pytest.raises(UserError, match=message):
+        evaluate_detections([*files, f"images={tmp_path}"])
+
+
+def test_an_image_that_cannot_be_read_loses_no_number(files: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"a\.png: .*Fix: replace the file"):
+        evaluate_detections([*files, f"images={tmp_path}"])
+    assert json.loads((tmp_path / "dets-evaluation" / "result.json").read_text())["AP50"] == pytest.approx(1)
+    assert not (tmp_path / "dets-evaluation" / "report.html").exists()
+
+
 def test_nothing_found_and_nothing_there(files: list[str], tmp_path: Path) -> None:
     (tmp_path / "dets.json").write_text("[]")
     results, _ = evaluate_detections(files)
