@@ -359,6 +359,7 @@ def test_pickle_is_not_run(
     assert trap.is_dir(), "the bomb works, so the refusal above meant something"
 
 
+@pytest.mark.slow
 def test_messages_of_a_run_are_shown_once(tmp_path: Path, tiny: list[str]) -> None:
     """Hydra and Lightning both have handlers: what a run has to say comes neither twice nor not at all."""
     done = train(*tiny, "freeze.patterns=[backbone.*]", f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)

@@ -32,6 +32,7 @@ def fuzzer(repository: Path) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_a_short_run_finds_nothing(fuzzer: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fuzzer.main(["--count", "40", "--seed", "7", "--keep", str(tmp_path)]) == 0, capsys.readouterr().err
     said = capsys.readouterr().err

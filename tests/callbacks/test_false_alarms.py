@@ -41,7 +41,13 @@ def alarms(
     return file.read_text().splitlines() if file.exists() else []
 
 
-@pytest.mark.parametrize(("model", "data"), TRAINED, ids=[name for name, _ in TRAINED])
+FEW = [
+    pytest.param(*row, marks=() if row[0] in ("yolo", "faster_rcnn_fpn", "facenet") else pytest.mark.slow)
+    for row in TRAINED
+]
+
+
+@pytest.mark.parametrize(("model", "data"), FEW, ids=[name for name, _ in TRAINED])
 def test_first_steps(model: str, data: tuple[str, ...], tmp_path: Path, compose: Callable[..., DictConfig]) -> None:
     """Four steps, in which positives are looked at three times and numbers every time."""
     assert alarms(compose, tmp_path, model, data, "trainer.max_steps=4", "trainer.log_every_n_steps=1") == []
