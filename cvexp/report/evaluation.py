@@ -170,11 +170,8 @@ def _summary(
     meanings = MEANINGS | {largest: MEANINGS["AR100"]}
     figures = [KeyFigure(numbers[name], name, meanings[name]) for name in ("AP", "AP50", "AP75", largest)]
     best, score = explanation.confidence.best_mean()
-    figures.append(
-        KeyFigure(
-            best, "best F1", f"precision and recall in one number, for a user who shows scores from {score:.2f} on"
-        )
-    )
+    shown = f", for a user who shows scores from {score:.2f} on" if score == score else ""
+    figures.append(KeyFigure(best, "best F1", f"precision and recall in one number{shown}"))
     parts: list[Part] = [KeyFigures(figures)]
     if mask_result is not None:
         by_mask = mask_result.summary()
@@ -256,9 +253,10 @@ def _errors(explanation: Explanation, svgs: Mapping[str, Path]) -> Section:
     rows.append(["all false positives", "summary: none of them", None, errors.delta_ap["false_positives"]])
     rows.append(["all missed objects", "summary: none of them", None, errors.delta_ap["false_negatives"]])
     columns = [Column("error"), Column("what it is"), Column("how many"), Column("AP it costs", ".4f", bar=1.0)]
+    now = f", now {errors.ap:.3f}," if errors.ap == errors.ap else ""
     text = (
-        f"Every false positive has one type; an object that nothing points to is missed. The cost is by how much AP at IoU 0.5,"
-        f" now {errors.ap:.3f}, would rise if these errors and no others were corrected (TIDE, arXiv:2008.08115); costs do not"
+        f"Every false positive has one type; an object that nothing points to is missed. The cost is by how much AP at IoU 0.5"
+        f"{now} would rise if these errors and no others were corrected (TIDE, arXiv:2008.08115); costs do not"
         " add up."
     )
     names = explanation.findings.classes
