@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -171,15 +172,12 @@ def _subject(name: str, model: nn.Module, config: DictConfig, classes: int, scor
     return Subject(name, model, fit, trained, classes, score)
 
 
-class _about:  # noqa: N801
+@contextmanager
+def _about(what: str) -> Iterator[None]:
     """A `UserError` of the block says which of the models it is about."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, UserError) and self.what not in str(error):
-            raise UserError(f"{self.what}: {error}") from None
+    try:
+        yield
+    except UserError as error:
+        if what in str(error):
+            raise
+        raise UserError(f"{what}: {error}") from None

@@ -77,7 +77,7 @@ class COCOData(DetectionData):
             return self.source("val")
         file = self._file(split)
         content = read_annotations(file)
-        names = _categories(content, file)
+        names = read_categories(content, file)
         ids = self._class_ids(split, file, names)
         parser = _Parser(file, self._images(split, file), names, ids, self.other_classes == "ignore", self.masks)
         records = parser.parse(content)
@@ -114,7 +114,7 @@ class COCOData(DetectionData):
         """The category id of each class in label order, the same in every file."""
         if self.classes is None:
             training = self._file("train")
-            first = names if split == "train" else _categories(read_annotations(training), training)
+            first = names if split == "train" else read_categories(read_annotations(training), training)
             self.classes, self._all = [first[i] for i in sorted(first)], True
             self._ids = {first[i]: i for i in sorted(first)}
         classes = list(self.classes)
@@ -174,8 +174,12 @@ def read_annotations(file: Path) -> dict[str, Any]:
     return content
 
 
-def _categories(content: dict[str, Any], file: Path) -> dict[int, str]:
-    """The name of each category id."""
+def read_categories(content: dict[str, Any], file: Path) -> dict[int, str]:
+    """The name of each category id of an annotation file.
+
+    Raises:
+        UserError: an id or a name that is missing, wrong or there twice; no category at all.
+    """
     found: dict[int, str] = {}
     taken: set[str] = set()
     try:
@@ -183,23 +187,23 @@ def _categories(content: dict[str, Any], file: Path) -> dict[int, str]:
             what = f"categories[{position}]"
             number, name = _integer(_entry(entry, what), "id", what), _text(entry, "name", what).strip()
             if number in found:
-                raise _EntryError(
+                raise EntryError(
                     f"{what}: id {number} is also that of {found[number]!r}", "give each category its own id"
                 )
             if name in taken:
-                raise _EntryError(f"{what}: the name {name!r} is there twice", "give each category its own name")
+                raise EntryError(f"{what}: the name {name!r} is there twice", "give each category its own name")
             if wrong := name_problem(name):
-                raise _EntryError(f"{what}: {wrong}", "rename the category")
+                raise EntryError(f"{what}: {wrong}", "rename the category")
             taken.add(name)
             found[number] = name
-    except _EntryError as error:
+    except EntryError as error:
         raise UserError(f"{file}: {error.what}. Fix: {error.fix}") from None
     if not found:
         raise UserError(f"{file}: 'categories' is empty. Fix: list id and name of each category")
     return found
 
 
-class _EntryError(Exception):
+class EntryError(Exception):
     """One entry cannot be used: what is wrong, and what a user can do about it."""
 
     def __init__(self, what: str, fix: str, file: Path | None = None) -> None:
@@ -257,7 +261,7 @@ class _Parser:
     def _collect(self, read: Callable[[], None]) -> None:
         try:
             read()
-        except _EntryError as error:
+        except EntryError as error:
             self.problems.append(Problem(error.file or self.file, error.what, error.fix))
 
     # -- images --------------------------------------------------------------------------------------------------------
@@ -269,22 +273,22 @@ class _Parser:
         repeated = number in self.images
         self.images[number] = None  # also when it comes twice: nobody knows whose the objects are
         if repeated:
-            raise _EntryError(f"{what}: this id is there twice", "give each image its own id")
+            raise EntryError(f"{what}: this id is there twice", "give each image its own id")
         path = self.folder / _inside(_text(entry, "file_name", what), what)
         if path in files:
-            raise _EntryError(
+            raise EntryError(
                 f"{what}: its file_name {path.name!r} is also that of image {files[path]}", "list each file once"
             )
         files[path] = number
         try:
             width, height = image_size(path)
         except ValueError as error:
-            raise _EntryError(
+            raise EntryError(
                 str(error), f"replace the file or take image {number} off {self.file.name}", path
             ) from None
         for key, real in (("width", width), ("height", height)):
             if key in entry and _integer(entry, key, what) != real:
-                raise _EntryError(
+                raise EntryError(
                     f"{what}: {key} is {entry[key]}, but {path.name} is {width}x{height}", "annotate the file at hand"
                 )
         self.images[number] = _Image(path, width, height)
@@ -296,7 +300,7 @@ class _Parser:
         number = _integer(_entry(entry, what), "id", what)
         what = f"annotation {number}"
         if number in seen:
-            raise _EntryError(f"{what}: this id is there twice", "give each annotation its own id")
+            raise EntryError(f"{what}: this id is there twice", "give each annotation its own id")
         seen.add(number)
         image = self._image_of(entry, what)
         category = self._category(entry, what)
@@ -307,13 +311,13 @@ class _Parser:
         area = _area(entry, what, box)
         crowd = entry.get("iscrowd", 0)
         if crowd not in (0, 1):
-            raise _EntryError(f"{what}: iscrowd is {shown(crowd)}", "write 0 or 1")
+            raise EntryError(f"{what}: iscrowd is {shown(crowd)}", "write 0 or 1")
         mask = b""
         if self.masks:
             try:
                 mask = encode(entry.get("segmentation"), image.width, image.height)
             except ValueError as error:
-                raise _EntryError(
+                raise EntryError(
                     f"{what}: segmentation {error}", "correct or remove the object, or data.masks=false"
                 ) from None
         image.objects.append((box, self.labels[category], bool(crowd), area, mask))
@@ -322,7 +326,7 @@ class _Parser:
         """None: the image was reported, and its objects go with it."""
         number = _integer(entry, "image_id", what)
         if number not in self.images:
-            raise _EntryError(
+            raise EntryError(
                 f"{what}: image_id {number} is not among the images", "add the image or remove the annotation"
             )
         return self.images[number]
@@ -331,7 +335,7 @@ class _Parser:
         """None: of a class that is ignored."""
         number = _integer(entry, "category_id", what)
         if number not in self.names:
-            raise _EntryError(
+            raise EntryError(
                 f"{what}: category_id {number} is not among the categories", "add it or remove the annotation"
             )
         if number in self.labels:
@@ -339,7 +343,7 @@ class _Parser:
         if self.ignore_others:
             return None
         known = some_names(repr(self.names[i]) for i in self.labels)
-        raise _EntryError(
+        raise EntryError(
             f"{what}: class {self.names[number]!r} is not one of: {known}",
             "data.classes=[...] or data.other_classes=ignore",
         )
@@ -347,26 +351,26 @@ class _Parser:
 
 def _entry(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _EntryError(f"{what}: is {shown(value)}, not an object in braces", "export the file anew")
+        raise EntryError(f"{what}: is {shown(value)}, not an object in braces", "export the file anew")
     return value
 
 
 def _integer(entry: dict[str, Any], key: str, what: str) -> int:
     if key not in entry:
-        raise _EntryError(f"{what}: has no {key}", f"add {key}")
+        raise EntryError(f"{what}: has no {key}", f"add {key}")
     value = entry[key]
     if type(value) is not int or not -(2**63) <= value < 2**63:  # True is an int too
-        raise _EntryError(f"{what}: {key} {shown(value)} is not a whole number of 64 bits", f"write {key} as a number")
+        raise EntryError(f"{what}: {key} {shown(value)} is not a whole number of 64 bits", f"write {key} as a number")
     return value
 
 
 def _text(entry: dict[str, Any], key: str, what: str) -> str:
     """A text that can be written again: JSON may spell halves of characters, which no file can hold."""
     if key not in entry:
-        raise _EntryError(f"{what}: has no {key}", f"add {key}")
+        raise EntryError(f"{what}: has no {key}", f"add {key}")
     value = entry[key]
     if not isinstance(value, str) or not value.strip() or "\0" in value or value != _writable(value):
-        raise _EntryError(f"{what}: {key} {shown(value)} is not a text", f"write {key} as a text")
+        raise EntryError(f"{what}: {key} {shown(value)} is not a text", f"write {key} as a text")
     return value
 
 
@@ -378,7 +382,7 @@ def _inside(name: str, what: str) -> str:
     """A file name that stays in the folder of the images; Windows' separators become ours."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or not path.name:
-        raise _EntryError(
+        raise EntryError(
             f"{what}: file_name {name!r} leaves the folder of the images", "write it relative to that folder"
         )
     return str(path)
@@ -387,15 +391,15 @@ def _inside(name: str, what: str) -> str:
 def _box(entry: dict[str, Any], what: str, image: _Image) -> np.ndarray:
     """float64 ``[4]`` xyxy, cut to the image."""
     if "bbox" not in entry:
-        raise _EntryError(f"{what}: has no bbox", "add bbox as [x, y, width, height]")
+        raise EntryError(f"{what}: has no bbox", "add bbox as [x, y, width, height]")
     numbers = as_numbers(entry["bbox"])
     if numbers is None or len(numbers) != 4:
-        raise _EntryError(f"{what}: bbox {shown(entry['bbox'])} is not four numbers", "write [x, y, width, height]")
+        raise EntryError(f"{what}: bbox {shown(entry['bbox'])} is not four numbers", "write [x, y, width, height]")
     x, y, width, height = numbers
     corners = (x, y, x + width, y + height)
     problem = box_problem(corners, image.width, image.height)
     if problem:
-        raise _EntryError(
+        raise EntryError(
             f"{what}: {problem}, written as [x, y, width, height] {numbers}", "correct or remove the object"
         )
     return np.clip(corners, 0, [image.width, image.height, image.width, image.height])
@@ -407,5 +411,5 @@ def _area(entry: dict[str, Any], what: str, box: np.ndarray) -> float:
         return float((box[2] - box[0]) * (box[3] - box[1]))
     numbers = as_numbers([entry["area"]])
     if numbers is None or not 0 <= numbers[0] < math.inf:
-        raise _EntryError(f"{what}: area {shown(entry['area'])} is not a number from 0", "write square pixels")
+        raise EntryError(f"{what}: area {shown(entry['area'])} is not a number from 0", "write square pixels")
     return numbers[0]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cvexp.data.coco import _categories, read_annotations
+from cvexp.data.coco import EntryError, read_annotations, read_categories
 from cvexp.data.coco_masks import as_numbers, encode, shown
 from cvexp.types import GroundTruth, UserError
 
@@ -28,7 +28,6 @@ class Results:
 
     Attributes:
         truth: the annotations; images in the order of ids, classes in the order of category ids.
-        category_ids: of each class.
         files: file name of each image, empty where there is none.
         truth_xywh: float64 ``[M, 4]`` as written.
         image: int64 ``[N]`` image id of each detection.
@@ -40,7 +39,6 @@ class Results:
     """
 
     truth: GroundTruth
-    category_ids: list[int]
     files: list[str]
     truth_xywh: NDArray[np.float64]
     image: NDArray[np.int64]
@@ -54,14 +52,6 @@ class Results:
     def boxes(self) -> NDArray[np.float64]:
         """float64 ``[N, 4]`` xyxy, pixels."""
         return np.concatenate([self.xywh[:, :2], self.xywh[:, :2] + self.xywh[:, 2:]], axis=1)
-
-
-class _EntryError(Exception):
-    """An entry cannot be used: what is wrong with it and what helps."""
-
-    def __init__(self, what: str, fix: str) -> None:
-        super().__init__(what)
-        self.what, self.fix = what, fix
 
 
 def read_results(detections: Path, annotations: Path, masks: bool = False, unknown: str = "error") -> Results:
@@ -80,16 +70,14 @@ def read_results(detections: Path, annotations: Path, masks: bool = False, unkno
     if unknown not in ("error", "skip"):
         raise UserError(f"unknown={unknown} is neither error nor skip. Fix: unknown=error")
     content = read_annotations(annotations)
-    names = _categories(content, annotations)
-    category_ids = sorted(names)
+    names = read_categories(content, annotations)
     sizes, files = _images(content["images"], annotations)
     truth, truth_xywh = _truth(content["annotations"], annotations, sizes, names, masks)
-    labels = {number: label for label, number in enumerate(category_ids)}
+    labels = {number: label for label, number in enumerate(sorted(names))}
     entries, left_out = _known(_entries(detections), detections, sizes, labels, unknown)
     parsed = list(_each(entries, detections, "detection", lambda e: _detection(e, sizes, masks)))
     return Results(
         truth=truth,
-        category_ids=category_ids,
         files=[files[i] for i in truth.image_ids.tolist()],
         truth_xywh=truth_xywh,
         image=np.array([e["image_id"] for _, e in entries], np.int64),
@@ -110,9 +98,9 @@ def _each(entries: Iterable[tuple[int, Any]], file: Path, kind: str, read: Calla
     for position, entry in entries:
         try:
             if not isinstance(entry, dict):
-                raise _EntryError(f"is {shown(entry)}, not a dictionary", "write one as COCO's results do")
+                raise EntryError(f"is {shown(entry)}, not a dictionary", "write one as COCO's results do")
             yield read(entry)
-        except _EntryError as error:
+        except EntryError as error:
             raise UserError(f"{file}: {kind} {position} {error.what}. Fix: {error.fix}") from None
 
 
@@ -121,7 +109,7 @@ def _whole(entry: dict[str, Any], key: str) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if type(value) is not int or not -(2**63) <= value < 2**63:
-        raise _EntryError(
+        raise EntryError(
             f"has {key} {shown(value)}, which is not a whole number", f"give the {key} of the annotation file"
         )
     return value
@@ -130,15 +118,15 @@ def _whole(entry: dict[str, Any], key: str) -> int:
 def _box(entry: dict[str, Any]) -> list[float]:
     numbers = as_numbers(entry.get("bbox"))
     if numbers is None or len(numbers) != 4 or not np.isfinite(numbers).all():
-        raise _EntryError(f"has bbox {shown(entry.get('bbox'))}", "give [x, y, width, height] in pixels")
+        raise EntryError(f"has bbox {shown(entry.get('bbox'))}", "give [x, y, width, height] in pixels")
     if numbers[2] < 0 or numbers[3] < 0:
-        raise _EntryError(f"has bbox {numbers} of negative size", "give [x, y, width, height], not two corners")
+        raise EntryError(f"has bbox {numbers} of negative size", "give [x, y, width, height], not two corners")
     return numbers
 
 
 def _mask(entry: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
     if size is None:
-        raise _EntryError(
+        raise EntryError(
             "has a mask, but its image has no width and height", "give both in 'images' of the annotation file"
         )
     height, width = size
@@ -147,7 +135,7 @@ def _mask(entry: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]
     except ValueError as error:
         if str(error) == "covers no pixel":
             return _nothing(height, width)
-        raise _EntryError(f"segmentation {error}", "correct it, or masks=false") from None
+        raise EntryError(f"segmentation {error}", "correct it, or masks=false") from None
     return {"size": [height, width], "counts": counts}
 
 
@@ -169,7 +157,7 @@ def _images(entries: list[Any], file: Path) -> tuple[Sizes, dict[int, str]]:
     def read(entry: dict[str, Any]) -> None:
         number = _whole(entry, "id")
         if number in sizes:
-            raise _EntryError(f"has the id {number} of another", "give each image its own id")
+            raise EntryError(f"has the id {number} of another", "give each image its own id")
         height, width = entry.get("height"), entry.get("width")
         given = type(height) is int and type(width) is int and height > 0 and width > 0
         sizes[number] = (height, width) if given else None  # type: ignore[assignment]
@@ -189,15 +177,15 @@ def _truth(
     def read(entry: dict[str, Any]) -> tuple[int, int, list[float], bool, float, dict[str, Any] | None]:
         image, category = _whole(entry, "image_id"), _whole(entry, "category_id")
         if image not in positions:
-            raise _EntryError(
+            raise EntryError(
                 f"is on image_id {image}, which is not among 'images'", "list the image, or remove the object"
             )
         if category not in labels:
-            raise _EntryError(f"has category_id {category}, which is not among 'categories'", "list the category")
+            raise EntryError(f"has category_id {category}, which is not among 'categories'", "list the category")
         xywh = _box(entry)
         area = entry.get("area", xywh[2] * xywh[3])
         if isinstance(area, bool) or not isinstance(area, int | float) or not np.isfinite(area):
-            raise _EntryError(f"has area {shown(area)}", "give the object's area in square pixels")
+            raise EntryError(f"has area {shown(area)}", "give the object's area in square pixels")
         mask = _mask(entry, sizes[image]) if masks else None
         return positions[image], labels[category], xywh, bool(entry.get("iscrowd", 0)), float(area), mask
 
@@ -249,12 +237,12 @@ def _known(
         if unknown == "skip":
             return image in sizes and category in labels
         if image not in sizes:
-            raise _EntryError(
+            raise EntryError(
                 f"is on image_id {image}, which the annotations do not know",
                 "give the annotations of the same images, or unknown=skip",
             )
         if category not in labels:
-            raise _EntryError(
+            raise EntryError(
                 f"has category_id {category}; the annotations have {_some(labels)}",
                 "write the category ids of the annotation file, not labels counted from 0, or unknown=skip",
             )
@@ -274,7 +262,7 @@ def _detection(entry: dict[str, Any], sizes: Sizes, masks: bool) -> tuple[list[f
     """Box, score and mask; a detection with a mask alone gets the mask's box."""
     score = entry.get("score")
     if isinstance(score, bool) or not isinstance(score, int | float) or not np.isfinite(score):
-        raise _EntryError(f"has score {shown(score)}", "give each detection a finite score")
+        raise EntryError(f"has score {shown(score)}", "give each detection a finite score")
     mask = _mask(entry, sizes[entry["image_id"]]) if masks else None
     if "bbox" in entry or mask is None:
         return _box(entry), float(score), mask

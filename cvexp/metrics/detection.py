@@ -114,10 +114,10 @@ class CollectsDetections(Metric):
         return self._explanation
 
     def _gathered(self, evaluated: Shard) -> Findings:
-        ids, counts, rows, masks = evaluated
+        ids, counts, rows, _ = evaluated
         columns = (np.repeat(ids, counts), rows[:, :4], rows[:, 4], rows[:, 5])
         limit = self.max_detections[-1]
-        return Findings.gather(self._gt, ids, *columns, difficult=self.difficult, limit=limit, det_masks=masks)
+        return Findings.gather(self._gt, ids, *columns, difficult=self.difficult, limit=limit)
 
     def set_ground_truth(self, gt: GroundTruth) -> None:
         """Sets the annotations of the split to be evaluated, and forgets every detection so far.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self, TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,7 +58,6 @@ class Findings:
         det_boxes: float64 ``[N, 4]`` xyxy, original pixels.
         det_scores: float64 ``[N]``.
         det_labels: int64 ``[N]``.
-        gt_masks, det_masks: M and N of COCO's run-length encodings, or None.
     """
 
     classes: tuple[str, ...]
@@ -75,8 +74,6 @@ class Findings:
     det_boxes: Floats
     det_scores: Floats
     det_labels: Ints
-    gt_masks: list[Any] | None = None
-    det_masks: list[Any] | None = None
 
     @classmethod
     def gather(
@@ -90,7 +87,6 @@ class Findings:
         *,
         difficult: str = "ignore",
         limit: int | None = 100,
-        det_masks: list[Any] | None = None,
     ) -> Self:
         """From annotations and detections as `cvexp.metrics.coco_engine.evaluate` takes them.
 
@@ -100,7 +96,6 @@ class Findings:
             det_image, det_boxes, det_scores, det_labels: ``[N]``, ``[N, 4]`` xyxy, ``[N]``, ``[N]``; any order.
             difficult: ``"ignore"`` or ``"count"``.
             limit: so many of the best detections of an image *and class* are kept, as COCO does; None: all.
-            det_masks: N run-length encodings.
         """
         images: Ints = np.unique(np.asarray(image_ids, dtype=np.int64))
         known = gt.image_ids.numpy()
@@ -124,8 +119,6 @@ class Findings:
             det_boxes=np.asarray(det_boxes, np.float64).reshape(-1, 4)[found],
             det_scores=scores[found],
             det_labels=np.asarray(det_labels).astype(np.int64)[found],
-            gt_masks=None if gt.masks is None else [gt.masks[i] for i in objects],
-            det_masks=None if det_masks is None else [det_masks[i] for i in found],
         )
         return all_found if limit is None else all_found.limited(limit)
 
@@ -136,9 +129,8 @@ class Findings:
 
     def with_detections(self, kept: Bools) -> Self:
         """The same with some of the detections; ``kept`` is bool ``[N]``."""
-        masks = None if self.det_masks is None else [m for m, k in zip(self.det_masks, kept, strict=True) if k]
         arrays = {name: getattr(self, name)[kept] for name in ("det_image", "det_boxes", "det_scores", "det_labels")}
-        return replace(self, **arrays, det_masks=masks)
+        return replace(self, **arrays)
 
     def of_class(self, label: int) -> tuple[Ints, int]:
         """Indices of the class's detections, ranked over the data set, and how many objects count.

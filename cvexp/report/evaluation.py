@@ -106,6 +106,8 @@ def write_report(
     """
     drawings = draw_figures(explanation, result)
     files = {name: save_figures(drawing, folder / "figures" / name) for name, drawing in drawings.items()}
+    for ending in ("png", "svg") if "definitions" not in drawings else ():
+        (folder / "figures" / f"definitions.{ending}").unlink(missing_ok=True)  # of a former evaluation in this folder
     svgs = {name: svg for name, (_, svg) in files.items()}
     evaluation_page(explanation, result, svgs, title, facts, mask_result, galleries).write(folder / "report.html")
     return {name: png for name, (png, _) in files.items()}
