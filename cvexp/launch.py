@@ -18,11 +18,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -35,6 +36,8 @@ PARENT = "CVEXP_LAUNCHER"
 """Environment variable of the processes that `run` starts: the id of the process that looks after them."""
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Environment variables by which a process learns which one it is, as Lightning reads them."""
+OF_SLURM = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+"""Environment variables of the one task of SLURM's that starts processes here; they are not tasks of SLURM's themselves."""
 GRACE = 1.0  # seconds from the failure of one process to the end of the others
 PATIENCE = 60.0  # the same after a signal: they may still be saving
 TURN = 8.0  # seconds by which the first process is ahead in telling an error that all have
@@ -129,6 +132,21 @@ def _check_outside(cfg: DictConfig) -> None:
 # -- starting --------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Ended:
+    """What is left of processes that have ended.
+
+    Attributes:
+        code: 0, the exit code of the first that failed, or 128 + the number of the signal.
+        signal: that this process received and handed on; 0: none.
+        peak_memory: the most bytes that one of them held; 0 where the system does not say.
+    """
+
+    code: int
+    signal: int = 0
+    peak_memory: int = 0
+
+
 def run(cfg: DictConfig) -> float | None:
     """Runs this job on several processes.
 
@@ -138,13 +156,16 @@ def run(cfg: DictConfig) -> float | None:
     Raises:
         SystemExit: with the exit code of the process that failed; 143 after SIGTERM, 130 after Ctrl-C.
     """
-    count = processes(cfg.trainer)
-    command = [sys.executable, "-m", "cvexp.train", *job_words(cfg)]
-    code = together(command, count, cfg.trainer.num_nodes, HydraConfig.get().runtime.cwd)
-    if code:
-        raise SystemExit(code)
+    ended = together(command(cfg), processes(cfg.trainer), cfg.trainer.num_nodes, HydraConfig.get().runtime.cwd)
+    if ended.code:
+        raise SystemExit(ended.code)
     result = Path(cfg.paths.output) / "result.json"
     return json.loads(result.read_text(encoding="utf-8")).get("val/best") if result.exists() else None
+
+
+def command(cfg: DictConfig, *words: str) -> list[str]:
+    """What each process of this job runs; ``words`` are added to its own."""
+    return [sys.executable, "-m", "cvexp.train", *job_words(cfg), *words]
 
 
 def job_words(cfg: DictConfig) -> list[str]:
@@ -152,7 +173,7 @@ def job_words(cfg: DictConfig) -> list[str]:
     hydra = HydraConfig.get()
     words = [word for word in hydra.overrides.hydra if not _OF_A_SWEEP.match(word)] + list(hydra.overrides.task)
     if hydra.mode == RunMode.MULTIRUN:
-        words.append(f"hydra.job.num={hydra.job.num}")
+        words += [f"hydra.job.num={hydra.job.num}", "hydra.mode=RUN"]  # a file may ask for a sweep
     return [
         *_flags(hydra),
         *words,
@@ -176,7 +197,14 @@ def quoted(text: str) -> str:
     return '"' + escaped.replace('"', '\\"').replace("${", "\\${") + '"'
 
 
-def together(command: Sequence[str], count: int, nodes: int = 1, cwd: str | None = None) -> int:
+def together(
+    command: Sequence[str],
+    count: int,
+    nodes: int = 1,
+    cwd: str | None = None,
+    output: IO[bytes] | None = None,
+    told: Mapping[str, str] | None = None,
+) -> Ended:
     """Starts ``count`` processes of one command and waits; none outlives the others' failure or this process.
 
     Signals are handed on once to each: the processes are in no group of the terminal's. After SIGTERM or Ctrl-C they may save
@@ -187,31 +215,57 @@ def together(command: Sequence[str], count: int, nodes: int = 1, cwd: str | None
         count: on this machine.
         nodes: machines, each of which runs this.
         cwd: folder that they start in.
-
-    Returns:
-        0, the exit code of the first that failed, or 128 + the number of the signal.
+        output: what they print goes there; None: where this process prints.
+        told: further environment variables of theirs.
     """
-    ranks: list[subprocess.Popen] = []
+    ranks: list[Rank] = []
     received: list[int] = []
     with _handed_on(ranks, received):
         try:
+            outside = {name: value for name, value in os.environ.items() if name not in OF_SLURM}
             for place in places(count, nodes):
-                env = os.environ | place
-                ranks += [subprocess.Popen(command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, process_group=0)]
+                env = outside | place | dict(told or {})
+                files = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+                ranks += [Rank(command, env=env, cwd=cwd, process_group=0, **files)]
             for number in received[:1]:  # it came while they were started, and some may not have got it
                 _send(ranks, number)
             first, code = _wait(ranks, received)
         finally:
             _kill(ranks)
+    peak = max((rank.peak_memory for rank in ranks), default=0)
     if received:
-        return 128 + received[0] if code else 0
-    if code and code not in _ASKED:
+        return Ended(128 + received[0] if code else 0, received[0], peak)
+    if code and code not in _ASKED and count > 1:
         print(f"error: {_obituary(first, count, code)}", file=sys.stderr, flush=True)
-    return code if code >= 0 else 128 - code
+    return Ended(code if code >= 0 else 128 - code, peak_memory=peak)
+
+
+class Rank(subprocess.Popen):
+    """A process that tells afterwards what it needed.
+
+    Attributes:
+        peak_memory: the most bytes that it held, once it has ended; 0 before, and where the system does not say.
+    """
+
+    peak_memory = 0
+
+    def poll(self) -> int | None:
+        if self.returncode is None and hasattr(os, "wait4"):
+            with suppress(ChildProcessError):
+                ended, status, usage = os.wait4(self.pid, os.WNOHANG)
+                if ended:
+                    self.returncode = os.waitstatus_to_exitcode(status)
+                    self.peak_memory = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return super().poll()
 
 
 def places(count: int, nodes: int = 1) -> list[dict[str, str]]:
-    """What each of ``count`` processes reads of its place; the addresses of several machines are set by hand and kept."""
+    """What each of ``count`` processes reads of its place; the addresses of several machines are set by hand and kept.
+
+    A single one only learns who started it.
+    """
+    if nodes * count == 1:
+        return [{PARENT: str(os.getpid())}]
     node = int(os.environ.get("NODE_RANK", 0))
     shared = {
         PARENT: str(os.getpid()),
@@ -316,7 +370,7 @@ def rank() -> Iterator[None]:
     Raises:
         UserError: the others are gone and nobody has ended this process; whatever else was raised inside.
     """
-    if not launched():
+    if not launched() and PARENT not in os.environ:
         yield
         return
     _end_with_parent()

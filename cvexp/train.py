@@ -17,6 +17,8 @@ from omegaconf import DictConfig
 from cvexp import launch, resume
 from cvexp.config import check_config, check_overrides, conf_dir, register_resolvers, report_errors
 from cvexp.resume import Change
+from cvexp.sweeps import job, outcome
+from cvexp.sweeps import plan as sweeps
 
 register_resolvers()
 
@@ -90,11 +92,13 @@ def _train(cfg: DictConfig, changes: list[Change] | None) -> dict[str, Any]:
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
 @report_errors
 def _run(cfg: DictConfig) -> float | None:
+    if found := job.ledger_of(cfg):
+        return job.run(cfg, *found)
     if launch.needed(cfg):
         return launch.run(cfg)
     from cvexp.results import show
 
-    with launch.rank():
+    with launch.rank(), outcome.told():
         results = train(cfg)
     show(results, Path(cfg.paths.output))
     return results.get("val/best")
@@ -103,15 +107,26 @@ def _run(cfg: DictConfig) -> float | None:
 @report_errors
 def main() -> None:
     """The command: looks for a run to go on with, checks the words of the command line, then lets Hydra compose and run."""
-    plan = resume.plan(sys.argv[1:])
+    with outcome.told():
+        if not _planned():
+            return
+    _run()
+
+
+def _planned() -> bool:
+    """Puts the words in the place of ``sys.argv`` by which Hydra composes what is to be run; False where there is nothing."""
+    swept = sweeps.plan(sys.argv[1:])
+    if swept.note:
+        print(swept.note, file=sys.stderr)
+    plan = resume.plan(swept.argv)
     if plan.note and resume.first_process() and launch.PARENT not in os.environ:  # told by the starter
         print(plan.note, file=sys.stderr)
     if plan.ended:
         _show_ended(plan.folder)
-        return
+        return False
     sys.argv[1:] = plan.argv
     check_overrides(sys.argv[1:])
-    _run()
+    return True
 
 
 def _show_ended(folder: Path) -> None:
@@ -121,5 +136,7 @@ def _show_ended(folder: Path) -> None:
     show(json.loads((folder / "result.json").read_text(encoding="utf-8")), folder)
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # as a module of its name, so that a launcher's workers find what they are to run
+    from cvexp.train import main as importable
+
+    importable()

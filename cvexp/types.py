@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from cvexp.errors import UserError
+from cvexp.errors import NotFiniteError, Pruned, UserError
 
 __all__ = [
     "Assignment",

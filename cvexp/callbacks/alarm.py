@@ -21,10 +21,12 @@ class Alarm(Callback):
 
     Attributes:
         alarms: the text of each alarm by its kind; part of every checkpoint.
+        error: what is raised where it stops the training.
         key: name below ``callbacks`` in the configuration.
     """
 
     key: ClassVar[str] = "health"
+    error: ClassVar[type[UserError]] = UserError
 
     def __init__(self, folder: str, stop: bool = False) -> None:
         self.folder, self.stop = Path(folder), stop
@@ -62,7 +64,7 @@ class Alarm(Callback):
                 if trainer.is_global_zero:
                     self._tell(trainer, kind, text)
             if self.stop:
-                raise UserError(
+                raise self.error(
                     f"stopped at {text}. Fix: as advised; callbacks.{self.key}.stop=false trains on in spite of it"
                 )
 

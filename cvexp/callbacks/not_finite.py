@@ -15,7 +15,7 @@ from torch import Tensor
 from cvexp.callbacks.alarm import Alarm, lower_rate
 from cvexp.callbacks.step_file import FOLDER, Kept, describe_step, live_buffers, write_step
 from cvexp.callbacks.trace import Trace, trace
-from cvexp.types import Batch, FaceBatch, UserError
+from cvexp.types import Batch, FaceBatch, NotFiniteError, UserError
 
 HALF = 65504.0
 """The largest number of fp16."""
@@ -44,6 +44,7 @@ class NotFinite(Alarm):
     """
 
     key = "not_finite"
+    error = NotFiniteError
 
     def __init__(self, folder: str, stop: bool = True, every_step: bool | None = None) -> None:
         super().__init__(folder, stop)

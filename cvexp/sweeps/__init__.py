@@ -1,0 +1,1 @@
+"""Sweeps: a ledger of their jobs, and how they go on after an interruption."""

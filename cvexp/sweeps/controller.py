@@ -1,0 +1,204 @@
+"""The sweep itself: which jobs there are, which of them are to be started, and what came of all.
+
+What a job does is `cvexp.sweeps.job`; what is known of it stands in the ledger alone. So nothing here has to survive: a sweep
+that goes on reads the ledger, looks at the folders of those that never said how they ended, and starts the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+
+from cvexp import launch
+from cvexp.errors import UserError
+from cvexp.resume import EXTENDS, MAY_CHANGE, Change, locked, only_one
+from cvexp.sweeps.ledger import (
+    FAILED, FINISHED, INTERRUPTED, NOT_FINITE, OUT_OF_MEMORY, PENDING, PRUNED, RUNNING, STATES, Job, Ledger, identity,
+)  # fmt: skip
+from cvexp.sweeps.outcome import result_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep that this process conducts.
+
+    Attributes:
+        ledger: of its jobs.
+        launcher: Hydra's, which runs each job somewhere.
+        retry: states that are started again.
+    """
+
+    ledger: Ledger
+    launcher: Any
+    retry: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        return self.ledger.folder
+
+    def to_start(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those of the jobs that are neither a result nor in the hands of a living process."""
+        return [job for job in jobs if job.state in (PENDING, INTERRUPTED, *self.retry)]
+
+    def start(self, jobs: Sequence[Job]) -> list[Job]:
+        """Runs those of the jobs that are `to_start`, by the launcher, and returns all as they stand afterwards."""
+        waiting = self.to_start(jobs)
+        for group in _blocks(waiting) if isinstance(self.launcher, BasicLauncher) else filter(None, [waiting]):
+            words = [[*job.words, f"hydra.sweep.subdir={job.number}"] for job in group]
+            self.launcher.launch(words, initial_job_idx=group[0].number)
+        settle(self.ledger)
+        return [self.ledger.job(job.number) for job in jobs]
+
+
+def _blocks(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Jobs whose numbers follow each other, so that the launcher counts as the ledger does."""
+    block: list[Job] = []
+    for job in jobs:
+        if block and job.number != block[-1].number + 1:
+            yield block
+            block = []
+        block.append(job)
+    if block:
+        yield block
+
+
+@contextmanager
+def conducted(sweeper: Any) -> Iterator[Sweep]:
+    """The sweep of a sweeper's configuration, held by this process alone; its jobs' states are those of their folders.
+
+    Args:
+        sweeper: with ``config``, ``launcher`` and ``retry``, as Hydra has set it up.
+
+    Raises:
+        UserError: another process conducts it, or a state that does not exist is to be started again.
+    """
+    unknown = [state for state in sweeper.retry if state not in STATES]
+    if unknown:
+        raise UserError(
+            f"hydra.sweeper.retry: there is no state '{unknown[0]}'. Fix: some of {FAILED}, {OUT_OF_MEMORY}, {NOT_FINITE}"
+        )
+    folder = Path(str(sweeper.config.hydra.sweep.dir)).absolute()
+    with only_one(folder):
+        ledger = Ledger(folder)
+        OmegaConf.save(sweeper.config, folder / "multirun.yaml")
+        ledger.note(words=noted_words(sweeper.config), monitor=str(sweeper.config.monitor), mode=_mode(sweeper.config))
+        wait_for_orphans(ledger)
+        settle(ledger)
+        yield Sweep(ledger, sweeper.launcher, tuple(sweeper.retry))
+
+
+def _mode(config: Any) -> str:
+    return str(config.monitor_mode)
+
+
+def noted_words(config: Any) -> list[str]:
+    """The words of the whole sweep as they were typed."""
+    return [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
+
+
+# -- a grid ----------------------------------------------------------------------------------------------------------------
+
+
+def run_grid(sweeper: Any, arguments: Sequence[str]) -> list[float | None]:
+    """Every combination; the job function of Hydra's plugin `hydra_plugins.cvexp_sweeper.Grid`.
+
+    Returns:
+        The best validation score of each job, None where it has none.
+
+    Raises:
+        SystemExit: 1, when all is done and some jobs have failed.
+        UserError: words that are no jobs of a sweep that goes on.
+    """
+    from cvexp.sweeps.board import show_sweep
+
+    parser = OverridesParser.create(config_loader=sweeper.hydra_context.config_loader)
+    words = [f"{key}={value}" for key, value in sweeper.params.items()]
+    overrides = parser.parse_overrides([*words, *arguments])
+    _refuse_intervals(overrides)
+    jobs = BasicSweeper.split_arguments(overrides, None)[0]
+    swept = {override.get_key_element() for override in overrides if override.is_sweep_override()}
+    keys = [job_identity(job, swept) for job in jobs]
+    with conducted(sweeper) as sweep:
+        ledger = sweep.ledger
+        if ledger.jobs() and not ledger.knows(keys):
+            raise UserError(
+                f"{sweep.folder}: none of its {len(ledger.jobs())} jobs is among the {len(jobs)} of these words; its first:"
+                f" {' '.join(ledger.jobs()[0].words)}. Fix: the words it began with, or leave out hydra.sweep.dir for a new"
+                " sweep"
+            )
+        found = ledger.register(jobs, keys)
+        waiting = len(sweep.to_start(found))
+        if waiting < len(found):
+            log.info(f"{len(found) - waiting} of {len(found)} jobs are not started again; {waiting} to go")
+        ended = sweep.start(found)
+        show_sweep(ledger)
+    if any(job.state == FAILED for job in ended):
+        raise SystemExit(1)
+    return [job.value for job in ended]
+
+
+def _refuse_intervals(overrides: Sequence[Override]) -> None:
+    for override in overrides:
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise UserError(
+                f"{override.input_line}: an interval has no end of values. Fix: choose some, as {override.key_or_group}="
+                "1e-3,1e-2, or search in it: hydra/sweeper=search"
+            )
+
+
+def job_identity(words: Sequence[str], swept: set[str]) -> str:
+    """By what a job is known again: its words, without those that change nothing of its result and are not swept."""
+    return identity([word for word in words if word.partition("=")[0] in swept or not _free(word)])
+
+
+def _free(word: str) -> bool:
+    change = Change(word.partition("=")[0].lstrip("+~"), None, None)
+    return change.allowed and not change.matches(EXTENDS)
+
+
+# -- what became of those that could not say so ------------------------------------------------------------------------------
+
+
+def settle(ledger: Ledger) -> None:
+    """Puts right what the ledger says of jobs whose process is gone; a result in a job's folder is one."""
+    for job in ledger.jobs():
+        folder = ledger.folder / str(job.number)
+        if job.state not in (RUNNING, INTERRUPTED, PENDING) or locked(folder):
+            continue
+        result, at = result_of(folder)
+        if result and job.state != PENDING:
+            ledger.end(job.number, FINISHED, result=result, at=at)
+        elif job.state == RUNNING:
+            ledger.mark(job.number, INTERRUPTED, "its process was killed")
+
+
+def wait_for_orphans(ledger: Ledger) -> None:
+    """Waits for the processes of a conductor that was killed: they notice, save and end within half a minute."""
+    end = time.monotonic() + launch.LOST + 15
+    told = False
+    while time.monotonic() < end:
+        left = [job for job in ledger.jobs() if job.state == RUNNING and locked(ledger.folder / str(job.number))]
+        if not left:
+            return
+        if not told:
+            numbers = ", ".join(str(job.number) for job in left)
+            log.info(f"waiting for the end of job {numbers}, which a former process has started")
+            told = True
+        time.sleep(0.5)
+    log.info(f"job {', '.join(str(job.number) for job in left)} still goes on and is left alone")
+
+
+__all__ = ["PRUNED", "Sweep", "conducted", "job_identity", "run_grid", "settle"]
