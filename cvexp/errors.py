@@ -9,7 +9,7 @@ class NotFiniteError(UserError):
     """A training was stopped because its loss, gradients or weights are NaN or infinite. In a sweep that is a result."""
 
 
-class Pruned(UserError):
+class Pruned(UserError):  # noqa: N818 - the word that searches have for it
     """A training was stopped because a search expects no more of it.
 
     Args:

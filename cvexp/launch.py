@@ -43,6 +43,8 @@ PATIENCE = 60.0  # the same after a signal: they may still be saving
 TURN = 8.0  # seconds by which the first process is ahead in telling an error that all have
 LOST = 30.0  # seconds in which whoever looks after the processes will end one that lost the others
 
+_STOP = (signal.SIGTERM, signal.SIGINT)
+_OF_A_SCHEDULER = (signal.SIGUSR1, signal.SIGUSR2) if os.name == "posix" else ()
 _ASKED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # a process ended as it was asked to
 _OF_A_SWEEP = re.compile(r"[+~]*hydra[./](mode|launcher|sweeper|sweep|run|output_subdir)\b")
 _CONNECTION = re.compile(r"gloo/transport|nccl|connection (closed|reset|refused)|broken pipe|TCPStore", re.IGNORECASE)
@@ -173,7 +175,7 @@ def job_words(cfg: DictConfig) -> list[str]:
     hydra = HydraConfig.get()
     words = [word for word in hydra.overrides.hydra if not _OF_A_SWEEP.match(word)] + list(hydra.overrides.task)
     if hydra.mode == RunMode.MULTIRUN:
-        words += [f"hydra.job.num={hydra.job.num}", "hydra.mode=RUN"]  # a file may ask for a sweep
+        words.append(f"hydra.job.num={hydra.job.num}")
     return [
         *_flags(hydra),
         *words,
@@ -285,7 +287,11 @@ def _free_port() -> int:
 
 @contextmanager
 def _handed_on(ranks: Sequence[subprocess.Popen], received: list[int]) -> Iterator[None]:
-    """Signals go to every process and into ``received``; where this is not the main thread they are not heard."""
+    """Signals go to every process and into ``received``; where this is not the main thread they are not heard.
+
+    Where a scheduler has set a handler of its own (submitit's puts the job back into the queue and ends this process), the
+    processes are told to save before it has its turn.
+    """
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
@@ -294,9 +300,18 @@ def _handed_on(ranks: Sequence[subprocess.Popen], received: list[int]) -> Iterat
         else:
             _send(ranks, number)
 
+    def save_first(number: int, frame: FrameType | None) -> None:
+        _send(ranks, signal.SIGTERM)
+        end = time.monotonic() + PATIENCE
+        while any(rank.poll() is None for rank in ranks) and time.monotonic() < end:
+            time.sleep(0.05)
+        before[number](number, frame)
+
     heard = threading.current_thread() is threading.main_thread()
-    numbers = [signal.SIGTERM, signal.SIGINT] if heard else []
-    before = {number: signal.signal(number, hand_on) for number in numbers}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (*_STOP, *_OF_A_SCHEDULER) if heard}
+    before = {number: old for number, old in before.items() if number in _STOP or callable(old)}
+    for number in before:
+        signal.signal(number, hand_on if number in _STOP else save_first)
     try:
         yield
     finally:
@@ -374,6 +389,9 @@ def rank() -> Iterator[None]:
         yield
         return
     _end_with_parent()
+    if PARENT in os.environ and threading.current_thread() is threading.main_thread():
+        for number in _OF_A_SCHEDULER:  # some clusters send it to all; who started this process tells it to save
+            signal.signal(number, signal.SIG_IGN)
     try:
         yield
     except Exception as error:

@@ -72,7 +72,9 @@ KINDS = {
 }
 """Words of the runs; a miner that draws its negatives needs the process's random numbers after a resume."""
 DROPOUTS = ("model.dropout", "model.head.dropout")
-CLOCK = re.compile(r"(^|[/_])(time|elapsed|seconds|images_per_second)([/_]|$)")
+CLOCK = re.compile(
+    r"(^|[/_])(time|elapsed|seconds|images_per_second|seconds_per_image|memory_bytes|gpu_memory_bytes)([/_]|$)"
+)
 """Names of measured times: columns, scores, and keys of the callbacks' state."""
 AGAIN = 1 / 3
 """Share of the resumes that are killed, too."""

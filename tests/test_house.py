@@ -52,6 +52,7 @@ ARROWS: dict[str, set[str]] = {
 COMMANDS = {
     *("train", "evaluate", "predict", "predict_faces", "build", "results", "inference", "transfer", "config"),
     *("resume", "manifest", "launch", "replay", "bench", "benchmark", "evaluate_detections", "ablation"),
+    *("sweeps", "compare", "comparison", "leaderboard"),
 }
 # The network does not know the trainer; pictures are drawn without one.
 WITHOUT_LIGHTNING = {
@@ -174,7 +175,7 @@ def test_commands_do_not_import_torch_at_once() -> None:
         names = imports(ast.unparse(ast.Module(top, [])))
         heavy = {name for name in names if name.split(".")[0] in {"torch", "torchvision", "lightning", "wandb", "timm"}}
         assert not heavy, relative(path)
-        assert parts_of(names) <= {"config", "errors", "resume", "launch"}, relative(path)
+        assert parts_of(names) <= {"config", "errors", "resume", "launch", "sweeps"}, relative(path)
 
 
 # --- the tree --------------------------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ SLEEP = "time.sleep(100)"
 def together(cwd: Path, program: str, count: int = 2) -> tuple[int, str, float]:
     """Exit code, what was written, and how long it took."""
     start = time.monotonic()
-    code = f"import sys; from cvexp import launch; sys.exit(launch.together([sys.executable, '-c', {ME + program!r}], {count}))"
+    code = f"import sys; from cvexp import launch; sys.exit(launch.together([sys.executable, '-c', {ME + program!r}], {count}).code)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False, timeout=60
     )
@@ -276,7 +276,7 @@ with launch.rank():
         time.sleep(0.05)
 sys.exit(143 if rank == 0 else 0)
 """
-    code = f"import sys; from cvexp import launch; sys.exit(launch.together([sys.executable, '-c', {program!r}], 2))"
+    code = f"import sys; from cvexp import launch; sys.exit(launch.together([sys.executable, '-c', {program!r}], 2).code)"
     starter = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     files = [tmp_path / f"pid{rank}" for rank in range(2)]
     end = time.monotonic() + 60

@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cvexp.build import SUPPLIED, build_model
 from cvexp.config import check_config, conf_dir, register_resolvers
 from cvexp.evaluate import evaluate
+from cvexp.sweeps.ledger import Ledger
 from cvexp.train import train
 from cvexp.types import Target
 
@@ -602,12 +603,14 @@ def test_each_process_of_a_sweep_has_its_jobs_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_ends_with_the_job_that_fails(tmp_path: Path) -> None:
+def test_a_sweep_goes_on_after_a_job_whose_process_failed(tmp_path: Path) -> None:
     words = ["seed=1,2", "hydra.sweep.dir=sweep", die(1, "user_error")]
     code, text = run("-m", *LONG, TWO, *words, cwd=tmp_path)
-    assert code == 2
-    assert text.count("error: label 7 of image 3 is not known") == 1, text
-    assert not (tmp_path / "sweep" / "1").exists()
+    assert code == 1
+    assert text.count("error: label 7 of image 3 is not known") == 2, text
+    jobs = Ledger(tmp_path / "sweep").jobs()
+    assert [(job.state, job.attempts) for job in jobs] == [("failed", 1)] * 2
+    assert jobs[0].message == "label 7 of image 3 is not known. Fix: data.classes=[a,b]"
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,19 @@ from omegaconf import OmegaConf
 
 from cvexp import launch
 from cvexp.errors import UserError
-from cvexp.resume import EXTENDS, MAY_CHANGE, Change, locked, only_one
+from cvexp.resume import EXTENDS, Change, locked, only_one
 from cvexp.sweeps.ledger import (
-    FAILED, FINISHED, INTERRUPTED, NOT_FINITE, OUT_OF_MEMORY, PENDING, PRUNED, RUNNING, STATES, Job, Ledger, identity,
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    NOT_FINITE,
+    OUT_OF_MEMORY,
+    PENDING,
+    RUNNING,
+    STATES,
+    Job,
+    Ledger,
+    identity,
 )  # fmt: skip
 from cvexp.sweeps.outcome import result_of
 
@@ -56,6 +66,9 @@ class Sweep:
     def start(self, jobs: Sequence[Job]) -> list[Job]:
         """Runs those of the jobs that are `to_start`, by the launcher, and returns all as they stand afterwards."""
         waiting = self.to_start(jobs)
+        for job in waiting:
+            if job.state in self.retry:
+                self.ledger.mark(job.number, PENDING)  # a job that has ended would not begin
         for group in _blocks(waiting) if isinstance(self.launcher, BasicLauncher) else filter(None, [waiting]):
             words = [[*job.words, f"hydra.sweep.subdir={job.number}"] for job in group]
             self.launcher.launch(words, initial_job_idx=group[0].number)
@@ -76,14 +89,16 @@ def _blocks(jobs: Sequence[Job]) -> Iterator[list[Job]]:
 
 
 @contextmanager
-def conducted(sweeper: Any) -> Iterator[Sweep]:
+def conducted(sweeper: Any, check: Callable[[Ledger], None] | None = None) -> Iterator[Sweep]:
     """The sweep of a sweeper's configuration, held by this process alone; its jobs' states are those of their folders.
 
     Args:
         sweeper: with ``config``, ``launcher`` and ``retry``, as Hydra has set it up.
+        check: refuses what is no continuation of this ledger, before anything is written.
 
     Raises:
         UserError: another process conducts it, or a state that does not exist is to be started again.
+        SystemExit, KeyboardInterrupt: it was asked to stop.
     """
     unknown = [state for state in sweeper.retry if state not in STATES]
     if unknown:
@@ -93,15 +108,26 @@ def conducted(sweeper: Any) -> Iterator[Sweep]:
     folder = Path(str(sweeper.config.hydra.sweep.dir)).absolute()
     with only_one(folder):
         ledger = Ledger(folder)
+        if check is not None:
+            check(ledger)
         OmegaConf.save(sweeper.config, folder / "multirun.yaml")
-        ledger.note(words=noted_words(sweeper.config), monitor=str(sweeper.config.monitor), mode=_mode(sweeper.config))
+        ledger.note(
+            words=noted_words(sweeper.config),
+            monitor=str(sweeper.config.monitor),
+            mode=str(sweeper.config.monitor_mode),
+        )
         wait_for_orphans(ledger)
         settle(ledger)
-        yield Sweep(ledger, sweeper.launcher, tuple(sweeper.retry))
-
-
-def _mode(config: Any) -> str:
-    return str(config.monitor_mode)
+        try:
+            yield Sweep(ledger, sweeper.launcher, tuple(sweeper.retry))
+        except (SystemExit, KeyboardInterrupt):
+            settle(ledger)
+            done = sum(job.has_ended for job in ledger.jobs())
+            log.info(
+                f"the sweep was stopped; {done} of {len(ledger.jobs())} jobs have ended. To go on: python -m cvexp.train"
+                f" sweep={launch.quoted(str(folder))}"
+            )
+            raise
 
 
 def noted_words(config: Any) -> list[str]:
@@ -131,14 +157,17 @@ def run_grid(sweeper: Any, arguments: Sequence[str]) -> list[float | None]:
     jobs = BasicSweeper.split_arguments(overrides, None)[0]
     swept = {override.get_key_element() for override in overrides if override.is_sweep_override()}
     keys = [job_identity(job, swept) for job in jobs]
-    with conducted(sweeper) as sweep:
-        ledger = sweep.ledger
-        if ledger.jobs() and not ledger.knows(keys):
+
+    def check(ledger: Ledger) -> None:
+        known = ledger.jobs()
+        if known and not ledger.knows(keys):
             raise UserError(
-                f"{sweep.folder}: none of its {len(ledger.jobs())} jobs is among the {len(jobs)} of these words; its first:"
-                f" {' '.join(ledger.jobs()[0].words)}. Fix: the words it began with, or leave out hydra.sweep.dir for a new"
-                " sweep"
+                f"{ledger.folder}: none of its {len(known)} jobs is among the {len(jobs)} of these words; its first:"
+                f" {' '.join(known[0].words)}. Fix: the words it began with, or leave out hydra.sweep.dir for a new sweep"
             )
+
+    with conducted(sweeper, check) as sweep:
+        ledger = sweep.ledger
         found = ledger.register(jobs, keys)
         waiting = len(sweep.to_start(found))
         if waiting < len(found):
@@ -199,6 +228,3 @@ def wait_for_orphans(ledger: Ledger) -> None:
             told = True
         time.sleep(0.5)
     log.info(f"job {', '.join(str(job.number) for job in left)} still goes on and is left alone")
-
-
-__all__ = ["PRUNED", "Sweep", "conducted", "job_identity", "run_grid", "settle"]

@@ -75,13 +75,13 @@ def classified(error: BaseException) -> tuple[str, str, float | None]:
         if isinstance(link, NotFiniteError):
             return NOT_FINITE, str(link), None
         if isinstance(link, MemoryError) or (isinstance(link, RuntimeError) and _MEMORY.search(str(link))):
-            return OUT_OF_MEMORY, f"{type(link).__name__}: {_first_lines(link)}", None
+            return OUT_OF_MEMORY, _named(link), None
     own = next((link for link in chain if isinstance(link, UserError)), None)
-    return FAILED, str(own) if own else f"{type(error).__name__}: {_first_lines(error)}", None
+    return FAILED, str(own) if own else _named(error), None
 
 
-def _first_lines(error: BaseException) -> str:
-    return " ".join(str(error).splitlines()[:4])
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).splitlines()[:4])}".removesuffix(": ")
 
 
 def write(folder: Path, state: str, message: str, value: float | None = None) -> None:
