@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from cvexp.data.records import Problem
+from cvexp.resume import first_process
 
 
 @rank_zero_only
@@ -44,7 +45,10 @@ def write_problems(problems: dict[str, list[Problem]], folder: str) -> None:
 def write_results(
     results: dict[str, float], model: nn.Module, data: Any, cfg: DictConfig, metric: Any = None
 ) -> dict[str, Any]:
-    """``result.json``: one flat dictionary, also returned; with the metric's settings where it has any."""
+    """``result.json``: one flat dictionary, also returned; with the metric's settings where it has any.
+
+    Beside it ``evidence.npz``, what the figures rest on, where the metric has it.
+    """
     flat: dict[str, Any] = {
         **results,
         "model/parameters": sum(p.numel() for p in model.parameters()),
@@ -53,14 +57,51 @@ def write_results(
         "data/skipped": sum(not problem.kept for found in data.problems.values() for problem in found),
         "seed": cfg.seed,
     }
+    flops = flops_of_one_image(model, data)
+    if flops is not None:
+        flat["model/flops"] = flops
     if hasattr(metric, "settings"):
         flat["metric/settings"] = metric.settings
     if "train/seconds" in results:
-        images = results["train/steps"] * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches
+        steps = results["train/steps"] * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches
+        images = results.get("train/images", steps)
         flat |= {"train/images": images, "train/images_per_second": images / max(results["train/seconds"], 1e-9)}
     known = {name: value for name, value in flat.items() if value == value}  # JSON has no NaN: a class without objects
+    _write_evidence(Path(cfg.paths.output), metric, known)
     write_text(Path(cfg.paths.output) / "result.json", json.dumps(known, indent=2, sort_keys=True) + "\n")
     return flat
+
+
+@rank_zero_only
+def _write_evidence(folder: Path, metric: Any, results: dict[str, Any]) -> None:
+    """``evidence.npz`` of these results; one of former results goes."""
+    from cvexp.metrics.evidence import NAME, belongs_to, write_evidence
+
+    evidence = getattr(metric, "evidence", None)
+    if evidence is not None and belongs_to(evidence, results):
+        write_evidence(folder / NAME, evidence)
+    else:
+        (folder / NAME).unlink(missing_ok=True)
+
+
+def flops_of_one_image(model: nn.Module, data: Any) -> int | None:
+    """2 x MAC of one pass over the first test image, as the network sees it; None where that cannot be had.
+
+    Counted where the model is, in eval mode, by the first process alone. Only what `cvexp.benchmark.flops` knows is counted.
+    """
+    from cvexp.benchmark.flops import count_flops
+
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        loader = data.test_dataloader()
+        images = loader.collate_fn([loader.dataset[(0, 0)]]).images
+        device = next(parameter.device for parameter in model.parameters())
+        return (count_flops(model.eval(), images.to(device)).total or None) if first_process() else None
+    except Exception:  # another kind of data or model, or too little memory: the results are there without it
+        return None
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 TWELVE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -79,6 +120,7 @@ SHOWN_PREFIXES = (
 )
 PLACES = {
     "results": "result.json",
+    "what they rest on": "evidence.npz",
     "curves over time": "metrics.csv",
     "configuration": "config.yaml",
     "what it was made of": "manifest.json",

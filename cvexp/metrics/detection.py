@@ -30,6 +30,7 @@ from cvexp.metrics.coco_engine import (
     evaluate,
     settings_in_words,
 )
+from cvexp.metrics.detection_evidence import DetectionEvidence
 from cvexp.metrics.explanation import Explanation
 from cvexp.metrics.findings import Findings
 from cvexp.types import Detection, GroundTruth, UserError
@@ -68,6 +69,7 @@ class CollectsDetections(Metric):
         mask_result: the same by masks; None without.
         findings: what was evaluated, in the first process after ``compute``, else None; made when it is asked for.
         explanation: of these findings: other definitions of AP, errors, confusions ...
+        evidence: of these findings, by boxes: for intervals and comparisons over images; None without an image.
         settings: one line that belongs beside every score.
     """
 
@@ -112,6 +114,13 @@ class CollectsDetections(Metric):
         if self._explanation is None and self._evaluated is not None:
             self._explanation = Explanation(self._gathered(self._evaluated))
         return self._explanation
+
+    @property
+    def evidence(self) -> DetectionEvidence | None:
+        findings = self.findings
+        if findings is None or not len(findings.image_ids):
+            return None
+        return DetectionEvidence.of(findings, self.iou_thresholds, self.max_detections[-1])
 
     def _gathered(self, evaluated: Shard) -> Findings:
         ids, counts, rows, _ = evaluated

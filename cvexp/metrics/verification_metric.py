@@ -31,6 +31,7 @@ from cvexp.metrics.face_protocol import (
     judge_identification,
     judge_pairs,
 )
+from cvexp.metrics.pair_evidence import PairEvidence
 from cvexp.metrics.verification import allowed
 from cvexp.types import FaceTruth, Pairs, UserError
 
@@ -58,6 +59,7 @@ class Verification(Metric):
             ``best_accuracy``. A list of several folds needs none and uses none.
         truth: of the split that is judged.
         result: the `VerificationResult` of the last ``compute``, on every rank; None before. Survives ``reset``.
+        evidence: of these pairs, for intervals and comparisons; None before, and without pairs of both kinds.
     """
 
     kind: ClassVar[str] = "embedding"
@@ -92,6 +94,12 @@ class Verification(Metric):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
+
+    @property
+    def evidence(self) -> PairEvidence | None:
+        if self.result is None:
+            return None
+        return PairEvidence.of(self.truth.pairs, self.result, self.threshold, self.fars)
 
     def set_ground_truth(self, truth: FaceTruth) -> None:
         """Sets the people and pairs of the split to be judged, and forgets every embedding so far.
