@@ -157,7 +157,8 @@ def distinct(subjects: Sequence[Subject]) -> list[Subject]:
 def _name(path: str) -> str:
     """``yolo-shapes`` for ``runs/yolo-shapes/checkpoints/best.ckpt``; other checkpoints of a run have their own name too."""
     file = Path(path).expanduser().resolve()
-    run = file.parent.parent.name if file.parent.name == "checkpoints" else file.parent.name
+    folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+    run = f"{folder.parent.name}/{folder.name}" if folder.name.isdigit() else folder.name  # a job of a sweep
     return run if file.stem == "best" and run else f"{run}/{file.stem}"
 
 
