@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from cvexp.callbacks import costs
 from cvexp.callbacks.budget import Budget
 from cvexp.callbacks.last import resumed_from
 
@@ -19,19 +20,20 @@ def end_to_end(
 
     Returns:
         Flat results: everything logged by the test, the validation score of the tested checkpoint (``val/best``), and what
-        training took (``train/seconds, train/epochs, train/steps``).
+        training took (``train/seconds, train/epochs, train/steps, train/images``), and what `cvexp.callbacks.costs` measured.
     """
     trainer = make_trainer()
     start = time.perf_counter()
     trainer.fit(task, datamodule=data, ckpt_path=resumed_from(trainer), weights_only=True)
     seconds = training_seconds(trainer, time.perf_counter() - start)
     results = {"train/seconds": seconds, "train/epochs": trainer.current_epoch, "train/steps": trainer.global_step}
+    results |= images_seen(trainer)
     if trainer.interrupted:
         return results
     results |= best_score(trainer)
     best = kept_checkpoint(trainer)
     tested = trainer.test(task, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
-    return results | {name: float(value) for name, value in tested[0].items()}
+    return results | {name: float(value) for name, value in tested[0].items()} | costs.measured(trainer)
 
 
 def test_only(
@@ -40,7 +42,7 @@ def test_only(
     """Validate and test the model as it is, for weights that come from elsewhere, and keep it as the run's checkpoint.
 
     Returns:
-        Flat results: everything logged by validation and test.
+        Flat results: everything logged by validation and test, and what `cvexp.callbacks.costs` measured.
     """
     trainer = make_trainer()
     options = {"datamodule": data, "verbose": False, "weights_only": True}
@@ -48,7 +50,7 @@ def test_only(
     if getattr(trainer.checkpoint_callback, "dirpath", None) and not trainer.fast_dev_run:
         trainer.save_checkpoint(Path(trainer.checkpoint_callback.dirpath) / "best.ckpt")
     tested = trainer.test(task, **options)[0]
-    return {name: float(value) for name, value in (validated | tested).items()}
+    return {name: float(value) for name, value in (validated | tested).items()} | costs.measured(trainer)
 
 
 def kept_checkpoint(trainer: Trainer) -> str | None:
@@ -63,6 +65,11 @@ def training_seconds(trainer: Trainer, here: float) -> float:
     if resumed_from(trainer) is None:
         return here
     return next((clock.elapsed for clock in trainer.callbacks if isinstance(clock, Budget)), here)
+
+
+def images_seen(trainer: Trainer) -> dict[str, int]:
+    """``train/images``, of all processes and with those before an interruption; nothing without the callback that counts."""
+    return next(({"train/images": budget.seen} for budget in trainer.callbacks if isinstance(budget, Budget)), {})
 
 
 def best_score(trainer: Trainer) -> dict[str, float]:

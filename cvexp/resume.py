@@ -5,8 +5,8 @@ words typed and has not ended; where there is none, a new one begins, so that a 
 start. ``resume=<folder>`` needs nothing else: the run's own words are repeated, what is typed replaces them. Rules:
 
 * Model, data, optimizer, seed and all else that decides the result must be as before; see `MAY_CHANGE` for what need not.
-* Another ``trainer.max_epochs``, ``max_steps`` or ``budget.minutes``: the schedule is the same curve over the new length, and
-  what is done is a smaller (or larger) share of it.
+* Another ``trainer.max_epochs``, ``max_steps`` or budget (``minutes``, ``images``): the schedule is the same curve over the new
+  length, and what is done is a smaller (or larger) share of it.
 * Another number of processes: the global batches and their order stay; each process draws new random numbers.
 
 Nothing here imports torch before the run is chosen: ``--help`` and refusals answer at once.
@@ -32,11 +32,11 @@ from cvexp.config.messages import shown
 from cvexp.config.sources import CommandLine
 from cvexp.errors import UserError
 
-EXTENDS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "budget.minutes", "early_stopping.*")
+EXTENDS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "budget.*", "early_stopping.*")
 """What lets a run that has ended go on."""
 MAY_CHANGE = (
     *EXTENDS,
-    *("resume", "paths.*", "allow_targets*", "logger.*", "metric.*"),
+    *("resume", "launcher", "paths.*", "allow_targets*", "logger.*", "metric.*"),
     "callbacks.*",
     *("data.num_workers", "data.eval_batch_size", "data.root", "data.*_root"),
     *(f"trainer.{name}" for name in ("accelerator", "strategy*", "devices", "num_nodes", "precision", "plugins*")),
@@ -101,7 +101,9 @@ def plan(argv: Sequence[str]) -> Plan:
     if line.passive or wanted in ("null", ""):
         return Plan(argv)
     if line.multirun:
-        raise UserError("resume= continues one run, -m starts several. Fix: resume=<sweep folder>/<job> without -m")
+        raise UserError(
+            "resume= continues one run, -m starts several. Fix: sweep=resume, or resume=<sweep folder>/<job> without -m"
+        )
     flags = list(argv)
     for word in line.words:
         flags.remove(word)
@@ -141,7 +143,7 @@ def _going_on(folder: Path, wanted: Path, words: list[str], flags: list[str], ch
         raise UserError(f"resume={wanted}: there is no {checkpoint}. Fix: start it again; it had saved nothing yet")
     extended = any(change.matches(EXTENDS) for change in changes)
     if (folder / "result.json").exists() and not extended and wanted.suffix != ".ckpt":
-        note = f"{folder} has ended. To train on: a larger trainer.max_epochs (or budget.minutes) beside resume="
+        note = f"{folder} has ended. To train on: a larger trainer.max_epochs (or budget.minutes, budget.images) beside resume="
         return Plan([], folder, ended=True, note=note)
     words = [word for word in words if _key(word) != "hydra.run.dir"]
     places = [f"resume={_quoted(checkpoint.absolute())}", f"hydra.run.dir={_quoted(folder.absolute())}"]

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,10 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-OPTIONS = [p for p in files() if p != CONF / "train.yaml" and p.parent != CONF / "ablation"]  # presets of evaluate
+NO_RAY = [CONF / "launcher" / "ray.yaml"] if find_spec("ray") is None else []  # too large for the extra `test`
+OPTIONS = [
+    p for p in files() if p not in (CONF / "train.yaml", *NO_RAY) and p.parent != CONF / "ablation"
+]  # of evaluate
 
 
 def name_of(path: Path) -> str:

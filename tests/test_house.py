@@ -204,6 +204,8 @@ def test_tests_mirror_the_package() -> None:
         "torture_resume",
         "wandb_workspace",
         "training_features",
+        "sweep",
+        "launchers",
     }
     tests = REPOSITORY / "tests"
     folders = {path.parent.relative_to(tests).as_posix() for path in tests.rglob("test_*.py")} - {"."}

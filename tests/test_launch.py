@@ -184,7 +184,8 @@ SLEEP = "time.sleep(100)"
 def together(cwd: Path, program: str, count: int = 2) -> tuple[int, str, float]:
     """Exit code, what was written, and how long it took."""
     start = time.monotonic()
-    code = f"import sys; from cvexp import launch; sys.exit(launch.together([sys.executable, '-c', {ME + program!r}], {count}).code)"
+    command = f"[sys.executable, '-c', {ME + program!r}]"
+    code = f"import sys; from cvexp import launch; sys.exit(launch.together({command}, {count}).code)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False, timeout=60
     )

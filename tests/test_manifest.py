@@ -102,6 +102,23 @@ def test_a_run_of_faces(compose: Compose, no_git: None) -> None:
     assert found["data"]["test"]["same_pairs"] == 2  # two people with two images have one each
 
 
+def test_what_was_chosen_from_each_group(compose: Compose) -> None:
+    """The model's own choices too; nothing of Hydra's, and nothing where Hydra did not start the run."""
+    from hydra.core.hydra_config import HydraConfig
+
+    words = ["model=yolo", "data=voc", "optimizer=sgd", "model/backbone=timm"]
+    cfg = compose(*words, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    try:
+        found = record.choices()
+    finally:
+        HydraConfig.instance().cfg = None
+    assert found.items() >= {"model": "yolo", "data": "voc", "optimizer": "sgd", "recipe": "end_to_end"}.items()
+    assert found["model/backbone"] == "timm"
+    assert [group for group, name in found.items() if group.startswith("hydra") or name == "None"] == []
+    assert record.choices() == {}
+
+
 def test_words_are_kept_as_typed(compose: Compose) -> None:
     """Resolved, they would name this run's folder in another run's."""
     from hydra.core.hydra_config import HydraConfig

@@ -149,7 +149,7 @@ def validation_name(ranking: Ranking) -> str:
 def curve(run: Run, name: str) -> Curve | None:
     """A run's validation measure; None where its ``metrics.csv`` has none, or no steps.
 
-    Minutes are the column ``train/seconds`` of the file where it has one; else the run's training time, spread evenly.
+    Minutes are the column ``time/train_seconds`` of the file where it has one; else the run's training time, spread evenly.
     """
     rows = [row for row in run.curves if name in row and row.get("step", -1) >= 0]
     if not rows:
@@ -159,8 +159,8 @@ def curve(run: Run, name: str) -> Curve | None:
     total, images, seconds = (run.number(f"train/{key}") for key in ("steps", "images", "seconds"))
     per_step = images / total if total and images else 1.0
     minutes = steps * (seconds / total / 60) if total and seconds else None
-    if all("train/seconds" in row for row in rows):
-        minutes = np.array([row["train/seconds"] / 60 for row in rows])
+    if all("time/train_seconds" in row for row in rows):
+        minutes = np.array([row["time/train_seconds"] / 60 for row in rows])
     return Curve(steps * per_step, minutes, np.array([row[name] for row in rows]))
 
 

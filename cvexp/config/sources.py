@@ -30,6 +30,12 @@ from cvexp.errors import UserError
 _PACKAGE = Path(__file__).resolve().parents[1]
 _BROKEN = (ValueError, OSError, RecursionError)  # what reading raises besides errors of its own: not text, too deep
 _MAX_NODES = 100_000  # of a YAML file, with what its references stand for
+_EXTRAS = {  # Hydra's launchers that others have written: cvexp's name, and what installs it
+    "joblib": ("joblib", "joblib"),
+    "submitit_slurm": ("slurm", "slurm"),
+    "submitit_local": ("slurm_local", "slurm"),
+    "ray": ("ray", "ray"),
+}
 
 
 def conf_dir() -> Path:
@@ -217,6 +223,9 @@ class Composer:
         parent = re.match(r"In '([^']+)'", text)
         options = error.options or ()
         where = self._mention(option, self.file(parent[1]) if parent else None)
+        if group == "hydra/launcher" and option in _EXTRAS:
+            launcher, extra = _EXTRAS[option]
+            return Problem(f"launcher={launcher} needs the extra: pip install 'cvexp[{extra}]'", where)
         choices = f"choices: {listing(options)}" if options else ""
         what = f"there is no '{option}' in the group '{group}'" if group else text
         return Problem(what, where, f"{suggest(option, options)} {choices}".strip() or "name a file that is there")

@@ -157,6 +157,17 @@ def typed_overrides() -> list[str]:
     return words  # list[str]; an interpolation in a word would be resolved, and name this run's folder
 
 
+def choices() -> dict[str, str]:
+    """What this job chose from each group of the configuration, as ``{"model": "yolo", "model/backbone": "timm"}``.
+
+    Empty where Hydra did not start the run, for it alone remembers them.
+    """
+    if not HydraConfig.initialized():
+        return {}
+    found = HydraConfig.get().runtime.choices
+    return {str(group): str(name) for group, name in found.items() if name and not str(group).startswith("hydra")}
+
+
 def command_line(argv: Sequence[str]) -> str:
     """A line that can be pasted into a shell: ``python -m cvexp.train model=yolo 'data.classes=[cat, dog]'``."""
     script = Path(argv[0]) if argv else Path()
@@ -216,6 +227,7 @@ def _state(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command_line(argv),
         "overrides": list(overrides),
+        "choices": choices(),
         "seed": cfg.seed,
         "precision": str(cfg.trainer.precision or "32-true"),
         "config": config_hash(cfg),
@@ -229,4 +241,4 @@ def _state(
         "data": data_state(data),
         "resumed": [],
     }
-    return {name: value for name, value in state.items() if name != "git" or value is not None}, diff
+    return {name: value for name, value in state.items() if value or name not in ("git", "choices")}, diff

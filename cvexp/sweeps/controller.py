@@ -132,7 +132,8 @@ def conducted(sweeper: Any, check: Callable[[Ledger], None] | None = None) -> It
 
 def noted_words(config: Any) -> list[str]:
     """The words of the whole sweep as they were typed."""
-    return [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
+    words = config.hydra.overrides
+    return [word for part in (words.hydra, words.task) for word in OmegaConf.to_container(part, resolve=False)]
 
 
 # -- a grid ----------------------------------------------------------------------------------------------------------------

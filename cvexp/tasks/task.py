@@ -29,6 +29,7 @@ class Task(LightningModule):
 
     Attributes:
         clock: share of the time budget used; set by the budget callback, 0 without one.
+        images_used: share of the budget of images used; set by the budget callback, None without one.
         description: what a checkpoint says about itself (configuration, classes); plain Python.
         kind: ``detection`` or ``embedding``; data says the same of itself, and both must agree.
     """
@@ -48,6 +49,7 @@ class Task(LightningModule):
         self.model, self.metric, self.classes = model, metric, list(classes)
         self.make_optimizer, self.scheduler, self.backbone_lr = optimizer, scheduler, backbone_lr
         self.clock = 0.0
+        self.images_used: float | None = None
         self.total_steps = float("inf")
         self.description: dict[str, Any] = {}
 
@@ -68,15 +70,17 @@ class Task(LightningModule):
 
     @property
     def progress(self) -> float:
-        """Share of training done, 0..1: of the steps, or of the time budget where that is further.
+        """Share of training done, 0..1: of the steps, or of the budget of images or time where that is further.
 
         The clock is believed only when it is ahead by more than a slack that fades towards the end: a run that finishes its
-        steps in time then follows them alone and repeats by seed. Without a number of steps (``trainer.max_epochs=-1``)
-        there is only the clock.
+        steps in time then follows them alone and repeats by seed. Images are counted as steps are. With neither of them
+        (``trainer.max_epochs=-1``) there is only the clock.
         """
-        if math.isinf(self.total_steps):
-            return min(self.clock, 1.0)
-        return min(max(self.trainer.global_step / self.total_steps, self.clock - CLOCK_SLACK * (1 - self.clock)), 1.0)
+        counted = [] if self.images_used is None else [self.images_used]
+        if not math.isinf(self.total_steps):
+            counted.append(self.trainer.global_step / self.total_steps)
+        clock = self.clock - CLOCK_SLACK * (1 - self.clock) if counted else self.clock
+        return min(max(*counted, clock) if counted else clock, 1.0)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameter_groups())

@@ -60,6 +60,24 @@ def test_frozen_parameters_are_not_optimised() -> None:
 
 
 @pytest.mark.parametrize(
+    ("images", "step", "total", "clock", "progress"),
+    [
+        pytest.param(0.3, 2, 10, 0.0, 0.3, id="by images where they are further"),
+        pytest.param(0.1, 2, 10, 0.0, 0.2, id="by steps where these are"),
+        pytest.param(0.3, 2, float("inf"), 0.33, 0.3, id="by images alone: a clock that agrees does not count"),
+        pytest.param(0.3, 2, float("inf"), 0.7, 0.685, id="by the clock when it is clearly further than the images"),
+        pytest.param(0.0, 0, float("inf"), 0.04, 0.0, id="a slow start does not count here either"),
+        pytest.param(1.2, 2, 10, 0.0, 1.0, id="the last batch may be more than was left"),
+    ],
+)
+def test_progress_by_images(images: float, step: int, total: float, clock: float, progress: float) -> None:
+    module = task(scheduler=WarmupCosine())
+    module._trainer = SimpleNamespace(global_step=step)
+    module.total_steps, module.clock, module.images_used = total, clock, images
+    assert module.progress == pytest.approx(progress)
+
+
+@pytest.mark.parametrize(
     ("step", "total", "clock", "progress"),
     [
         pytest.param(5, 10, 0.0, 0.5, id="by steps without a budget"),
