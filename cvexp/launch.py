@@ -43,6 +43,7 @@ PATIENCE = 60.0  # the same after a signal: they may still be saving
 TURN = 8.0  # seconds by which the first process is ahead in telling an error that all have
 LOST = 30.0  # seconds in which whoever looks after the processes will end one that lost the others
 
+_GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA's driver, AMD's, Windows' subsystem
 _STOP = (signal.SIGTERM, signal.SIGINT)
 _OF_A_SCHEDULER = (signal.SIGUSR1, signal.SIGUSR2) if os.name == "posix" else ()
 _ASKED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # a process ended as it was asked to
@@ -96,6 +97,8 @@ def processes(trainer: DictConfig) -> int:
 
 
 def _gpus() -> int:
+    if sys.platform == "linux" and not any(map(os.path.exists, _GPU_FILES)):  # torch takes seconds and half a gigabyte
+        return 1
     import torch
 
     return max(torch.cuda.device_count(), 1)
@@ -246,7 +249,8 @@ class Rank(subprocess.Popen):
     """A process that tells afterwards what it needed.
 
     Attributes:
-        peak_memory: the most bytes that it held, once it has ended; 0 before, and where the system does not say.
+        peak_memory: the most bytes that it held (at least what this process held when it started it), once it has ended; 0
+            before, and where the system does not say.
     """
 
     peak_memory = 0

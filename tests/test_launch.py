@@ -56,6 +56,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_how_many(devices: object, accelerator: str, gpus: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr(launch, "_GPU_FILES", ("/",))  # a driver is there
     trainer = OmegaConf.create({"devices": devices, "accelerator": accelerator})
     assert launch.processes(trainer) == count
 
@@ -277,7 +278,9 @@ with launch.rank():
         time.sleep(0.05)
 sys.exit(143 if rank == 0 else 0)
 """
-    code = f"import sys; from cvexp import launch; sys.exit(launch.together([sys.executable, '-c', {program!r}], 2).code)"
+    code = (
+        f"import sys; from cvexp import launch; sys.exit(launch.together([sys.executable, '-c', {program!r}], 2).code)"
+    )
     starter = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     files = [tmp_path / f"pid{rank}" for rank in range(2)]
     end = time.monotonic() + 60

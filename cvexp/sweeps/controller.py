@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from cvexp import launch
 from cvexp.errors import UserError
-from cvexp.resume import EXTENDS, Change, locked, only_one
+from cvexp.resume import EXTENDS, Change, last_checkpoint, locked, only_one
 from cvexp.sweeps.ledger import (
     FAILED,
     FINISHED,
@@ -212,7 +212,13 @@ def settle(ledger: Ledger) -> None:
         if result and job.state != PENDING:
             ledger.end(job.number, FINISHED, result=result, at=at)
         elif job.state == RUNNING:
-            ledger.mark(job.number, INTERRUPTED, "its process was killed")
+            ledger.end(job.number, INTERRUPTED, message="its process was killed", at=_last_save(folder, job))
+
+
+def _last_save(folder: Path, job: Job) -> float | None:
+    """When a killed job saved for the last time: what it did afterwards is lost, and nobody knows how long it lived."""
+    began = job.started or 0.0
+    return max(began, last_checkpoint(folder).stat().st_mtime) if last_checkpoint(folder).is_file() else began
 
 
 def wait_for_orphans(ledger: Ledger) -> None:

@@ -343,6 +343,12 @@ def test_curves_over_images_and_minutes(tmp_path: Path) -> None:
     assert found.minutes is not None
     assert (found.images.tolist(), found.minutes.tolist(), found.values.tolist()) == ([40, 80], [1, 2], [0.1, 0.3])
     assert curve(run, "val/nothing") is None
+    clocked = "epoch,step,val/AP,time/train_seconds\n0,4,0.1,30\n1,9,0.3,120\n"  # the first half was faster
+    (tmp_path / "a" / "metrics.csv").write_text(clocked)
+    found = curve(find_runs([tmp_path / "a"])[0], "val/AP")
+    assert found is not None
+    assert found.minutes is not None
+    assert found.minutes.tolist() == [0.5, 2]
     assert validation_name(ranked(tmp_path)) == "val/AP"
     assert validation_name(ranked(tmp_path, measure="model/parameters")) == "val/AP"  # what the run monitors
 

@@ -19,7 +19,12 @@ STEP = float(os.environ.get("STUB_STEP", "0.05"))
 
 def conduct() -> None:
     from cvexp import launch
+    from cvexp.sweeps import board
     from cvexp.train import main
+
+    board.show_sweep = lambda ledger: print(
+        *[f"{job.number} {job.state}" for job in ledger.jobs()], sep="\n"
+    )  # no pictures
 
     def command(cfg: object, *words: str) -> list[str]:
         return [sys.executable, __file__, "--job", *launch.job_words(cfg), *words]  # type: ignore[arg-type]
