@@ -182,6 +182,7 @@ def job_words(cfg: DictConfig) -> list[str]:
     return [
         *_flags(hydra),
         *words,
+        "hydra.mode=RUN",  # a file may ask for a sweep
         f"hydra.run.dir={quoted(str(cfg.paths.output))}",
         "hydra.output_subdir=null",  # the words that were typed are kept by this process
     ]

@@ -44,6 +44,53 @@ class Grid(_Ledgered):
         self.params = dict(params or {})
 
     def sweep(self, arguments: list[str]) -> Any:
+        from cvexp.config import report_errors
         from cvexp.sweeps.controller import run_grid
 
-        return run_grid(self, arguments)
+        return report_errors(run_grid)(self, arguments)
+
+
+class Search(_Ledgered):
+    """Values asked of Optuna, in a study that continues and prunes.
+
+    Args:
+        n_trials: jobs in all, those of earlier sessions included.
+        n_jobs: at a time, for a launcher that runs several.
+        sampler: ``tpe`` or ``random``.
+        startup_trials: by chance, before ``tpe`` learns.
+        seed: of the sampler.
+        pruner: ``median``, ``halving`` or null.
+        prune_after_trials: as many must have ended before one is pruned.
+        prune_after_validations: as many a trial has in any case.
+        max_failures: jobs in a row that may fail.
+        retry: states that are started again.
+        params: what is searched, as ``{"optimizer.lr": "tag(log,interval(1e-4,1e-1))"}``; what is typed wins.
+    """
+
+    def __init__(
+        self,
+        n_trials: int = 20,
+        n_jobs: int = 1,
+        sampler: str = "tpe",
+        startup_trials: int = 8,
+        seed: int = 0,
+        pruner: str | None = "median",
+        prune_after_trials: int = 5,
+        prune_after_validations: int = 1,
+        max_failures: int = 5,
+        retry: Sequence[str] = ("failed",),
+        params: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(retry)
+        self.params = dict(params or {})
+        self.settings = {
+            "n_trials": n_trials, "n_jobs": n_jobs, "sampler": sampler, "startup_trials": startup_trials, "seed": seed,
+            "pruner": pruner, "prune_after_trials": prune_after_trials, "prune_after_validations": prune_after_validations,
+            "max_failures": max_failures,
+        }  # fmt: skip
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from cvexp.config import report_errors
+        from cvexp.sweeps.search import run_search
+
+        return report_errors(run_search)(self, arguments)

@@ -18,7 +18,7 @@ from cvexp.config.origins import Origins
 from cvexp.config.sources import Composer
 from cvexp.errors import UserError
 
-_BUILT = ("hydra._internal.core_plugins.", "hydra.experimental.callbacks.", "hydra_plugins.", "optuna.samplers.")
+_BUILT = ("hydra._internal.core_plugins.", "hydra.experimental.callbacks.", "hydra_plugins.")
 _LOGGING = (
     *(f"logging.{name}" for name in ("StreamHandler", "FileHandler", "NullHandler", "Formatter")),
     *("logging.handlers.RotatingFileHandler", "rich.logging.RichHandler", "colorlog.ColoredFormatter"),

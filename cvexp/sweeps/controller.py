@@ -132,8 +132,8 @@ def conducted(sweeper: Any, check: Callable[[Ledger], None] | None = None) -> It
 
 def noted_words(config: Any) -> list[str]:
     """The words of the whole sweep as they were typed."""
-    words = config.hydra.overrides
-    return [word for part in (words.hydra, words.task) for word in OmegaConf.to_container(part, resolve=False)]
+    parts: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)  # an interpolation in a word is left alone
+    return [*parts["hydra"], *parts["task"]]
 
 
 # -- a grid ----------------------------------------------------------------------------------------------------------------

@@ -65,8 +65,7 @@ def run(cfg: DictConfig, ledger: Ledger, job: Job) -> float | None:
 
 
 def _in_processes(cfg: DictConfig, folder: Path) -> launch.Ended:
-    words = ["hydra.mode=RUN"]  # a file may ask for a sweep
-    words += [f"resume={launch.quoted(str(last_checkpoint(folder)))}"] if last_checkpoint(folder).is_file() else []
+    words = [f"resume={launch.quoted(str(last_checkpoint(folder)))}"] if last_checkpoint(folder).is_file() else []
     with ExitStack() as stack:
         output = None if _alone() else stack.enter_context((folder / OUTPUT).open("ab"))
         return launch.together(

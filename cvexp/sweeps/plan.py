@@ -100,7 +100,9 @@ def _newest(typed: Sequence[str]) -> Path | None:
 
 
 def _open(ledger: Ledger) -> bool:
-    return any(job.state not in ENDED for job in ledger.jobs())
+    """Whether there is anything left to do: a job that has not ended, or trials of a search that were not asked for yet."""
+    jobs, wanted = ledger.jobs(), ledger.about().get("n_trials")
+    return any(job.state not in ENDED for job in jobs) or (isinstance(wanted, int) and len(jobs) < wanted)
 
 
 def sweep_folders(runs: Path) -> list[Path]:

@@ -180,13 +180,13 @@ def test_killed_at_any_moment(seed: int, tmp_path: Path) -> None:
     sweep = tmp_path / SWEEP
     words = SEEDS
     for _ in range(6):
-        process = start(tmp_path, *words, step=0.1)
+        process = start(tmp_path, *words, step=0.3)
         time.sleep(draw.uniform(0.5, 6))
         if draw.random() < 0.5:
             process.kill()
+            process.communicate()
         else:
             stop_all(process)
-        process.communicate()
         words = (f"sweep={SWEEP}",) if (sweep / "ledger.db").exists() else SEEDS
     run(tmp_path, *words)
     jobs = Ledger(sweep).jobs()
