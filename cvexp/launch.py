@@ -118,20 +118,33 @@ def _plugins(trainer: DictConfig) -> list[Any]:
 
 def _check_outside(cfg: DictConfig) -> None:
     """Whether processes that were started from outside agree on the folder and on what is to be run."""
-    world = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    world = _world()
     if PARENT in os.environ or world == 1:
         return
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        raise UserError(
-            f"a sweep in each of {world} processes. Fix: leave torchrun or srun away; every job starts its processes itself"
-        )
+        refuse_sweeps()
     named = any(re.match(r"\+*hydra\.run\.dir=", word) for word in hydra.overrides.hydra)
     if not (named or cfg.get("resume") or any(word.startswith("paths.output=") for word in hydra.overrides.task)):
         raise UserError(
             f"each of {world} processes would name the folder of the run by its own clock: {hydra.run.dir}."
             " Fix: hydra.run.dir=runs/<name>"
         )
+
+
+def refuse_sweeps() -> None:
+    """
+    Raises:
+        UserError: this is one of several processes that were started from outside; each would conduct the sweep.
+    """
+    if launched() and PARENT not in os.environ and _world() > 1:
+        raise UserError(
+            f"a sweep in each of {_world()} processes. Fix: leave torchrun or srun away; every job starts its processes itself"
+        )
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
 
 
 # -- starting --------------------------------------------------------------------------------------------------------------

@@ -67,18 +67,18 @@ def write_results(
         images = results.get("train/images", steps)
         flat |= {"train/images": images, "train/images_per_second": images / max(results["train/seconds"], 1e-9)}
     known = {name: value for name, value in flat.items() if value == value}  # JSON has no NaN: a class without objects
-    _write_evidence(Path(cfg.paths.output), metric, known)
+    _write_evidence(Path(cfg.paths.output), metric, known, step=bool(cfg.trainer.fast_dev_run))
     write_text(Path(cfg.paths.output) / "result.json", json.dumps(known, indent=2, sort_keys=True) + "\n")
     return flat
 
 
 @rank_zero_only
-def _write_evidence(folder: Path, metric: Any, results: dict[str, Any]) -> None:
-    """``evidence.npz`` of these results; one of former results goes."""
+def _write_evidence(folder: Path, metric: Any, results: dict[str, Any], step: bool) -> None:
+    """``evidence.npz`` of these results, but not of ``debug=step``'s; one of former results goes."""
     from cvexp.metrics.evidence import NAME, belongs_to, write_evidence
 
     evidence = getattr(metric, "evidence", None)
-    if evidence is not None and belongs_to(evidence, results):
+    if evidence is not None and not step and belongs_to(evidence, results):
         write_evidence(folder / NAME, evidence)
     else:
         (folder / NAME).unlink(missing_ok=True)

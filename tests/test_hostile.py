@@ -264,7 +264,8 @@ def unsafe(source: str) -> list[str]:
         careless |= name in ("yaml.load", "yaml.compose", "yaml.parse") and not (
             "SafeLoader" in text or "get_yaml_loader" in text
         )
-        careless |= name in ("np.load", "numpy.load") or "shell=True" in text
+        careless |= name in ("np.load", "numpy.load") and "allow_pickle=False" not in text
+        careless |= "shell=True" in text
         found += [text] if careless or name in UNSAFE_CALLS else []
     return found
 
@@ -277,7 +278,7 @@ def unsafe(source: str) -> list[str]:
         ("torch.load(p)\ntorch.load(p, weights_only=False)", 2),
         ("trainer.fit(task, ckpt_path=p)", 1),
         ("trainer.fit(task, data)", 0),
-        ("yaml.load(t, Loader=yaml.SafeLoader)\nyaml.safe_load(t)\nmodel.eval()", 0),
+        ("yaml.load(t, Loader=yaml.SafeLoader)\nyaml.safe_load(t)\nmodel.eval()\nnp.load(t, allow_pickle=False)", 0),
         ("yaml.load(t, Loader=yaml.Loader)\neval(t)\nsubprocess.run(t, shell=True)\npickle.loads(t)\nnp.load(t)", 5),
     ],
 )

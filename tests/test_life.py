@@ -148,7 +148,7 @@ def scores(results: dict[str, Any], split: str = "test") -> dict[str, Any]:
     return {
         name.removeprefix(f"{split}/"): None if math.isnan(value) else value
         for name, value in results.items()
-        if name.startswith(f"{split}/")
+        if name.startswith(f"{split}/") and not name.endswith(("seconds_per_image", "batch_size"))  # what it cost
     }
 
 
@@ -162,7 +162,7 @@ def test_what_a_run_leaves_behind(run: Run) -> None:
         "git.diff",
     }
     pictures = {"roc.png", "embedding_map.png", "pairs.png"}
-    tables = {"config.yaml", "manifest.json", "metrics.csv", "result.json"}
+    tables = {"config.yaml", "manifest.json", "metrics.csv", "result.json", "evidence.npz"}
     assert files == {*pictures, *tables, "checkpoints/best.ckpt", "checkpoints/last.ckpt"}  # nothing half-written
     assert all((folder / name).stat().st_size > 0 for name in files)
     for name in pictures:

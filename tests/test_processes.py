@@ -120,7 +120,12 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def measured(content: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in content.items() if name.startswith(("test/", "val/"))}
+    costs = ("seconds_per_image", "batch_size")
+    return {
+        name: value
+        for name, value in content.items()
+        if name.startswith(("test/", "val/")) and not name.endswith(costs)
+    }
 
 
 def note(folder: Path, rank: int) -> dict[str, Any]:

@@ -265,9 +265,9 @@ def _json(path: Path) -> Any:
 
 
 def _yaml(path: Path) -> Any:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # a safe loader, the fast one
+        text = path.read_text(encoding="utf-8")
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the fast one of the safe ones
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return None
 

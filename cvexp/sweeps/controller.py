@@ -49,11 +49,13 @@ class Sweep:
         ledger: of its jobs.
         launcher: Hydra's, which runs each job somewhere.
         retry: states that are started again.
+        typed: words of the command.
     """
 
     ledger: Ledger
     launcher: Any
     retry: tuple[str, ...]
+    typed: frozenset[str] = frozenset()
 
     @property
     def folder(self) -> Path:
@@ -70,10 +72,19 @@ class Sweep:
             if job.state in self.retry:
                 self.ledger.mark(job.number, PENDING)  # a job that has ended would not begin
         for group in _blocks(waiting) if isinstance(self.launcher, BasicLauncher) else filter(None, [waiting]):
-            words = [[*job.words, f"hydra.sweep.subdir={job.number}"] for job in group]
+            words = [[*filter(self._trusts, job.words), f"hydra.sweep.subdir={job.number}"] for job in group]
             self.launcher.launch(words, initial_job_idx=group[0].number)
         settle(self.ledger)
         return [self.ledger.job(job.number) for job in jobs]
+
+    def _trusts(self, word: str) -> bool:
+        """Not words of the ledger, which may be somebody else's, by which other code would run."""
+        bare = _bare(word)
+        return not bare.startswith(("hydra", "allow_targets")) or bare in map(_bare, self.typed)
+
+
+def _bare(word: str) -> str:
+    return word.replace(" ", "").lstrip("+~")
 
 
 def _blocks(jobs: Sequence[Job]) -> Iterator[list[Job]]:
@@ -97,9 +108,11 @@ def conducted(sweeper: Any, check: Callable[[Ledger], None] | None = None) -> It
         check: refuses what is no continuation of this ledger, before anything is written.
 
     Raises:
-        UserError: another process conducts it, or a state that does not exist is to be started again.
+        UserError: another process conducts it, each of several processes would, or a state that does not exist is to be started
+            again.
         SystemExit, KeyboardInterrupt: it was asked to stop.
     """
+    launch.refuse_sweeps()
     unknown = [state for state in sweeper.retry if state not in STATES]
     if unknown:
         raise UserError(
@@ -119,7 +132,7 @@ def conducted(sweeper: Any, check: Callable[[Ledger], None] | None = None) -> It
         wait_for_orphans(ledger)
         settle(ledger)
         try:
-            yield Sweep(ledger, sweeper.launcher, tuple(sweeper.retry))
+            yield Sweep(ledger, sweeper.launcher, tuple(sweeper.retry), frozenset(noted_words(sweeper.config)))
         except (SystemExit, KeyboardInterrupt):
             settle(ledger)
             done = sum(job.has_ended for job in ledger.jobs())
@@ -132,7 +145,9 @@ def conducted(sweeper: Any, check: Callable[[Ledger], None] | None = None) -> It
 
 def noted_words(config: Any) -> list[str]:
     """The words of the whole sweep as they were typed."""
-    parts: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)  # an interpolation in a word is left alone
+    parts: Any = OmegaConf.to_container(
+        config.hydra.overrides, resolve=False
+    )  # an interpolation in a word is left alone
     return [*parts["hydra"], *parts["task"]]
 
 

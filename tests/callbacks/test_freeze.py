@@ -46,6 +46,7 @@ class Task(LightningModule):
         torch.manual_seed(0)
         self.model = Net()
         self.scheduler, self.backbone_lr, self.clock, self.total_steps = Poly(), 0.5, 0.0, float("inf")
+        self.images_used = None
         self.momentum = momentum
         self.trained: list[set[str]] = []  # names whose value each step changed
 

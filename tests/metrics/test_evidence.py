@@ -185,7 +185,7 @@ class _Data:
 
 
 def run(folder: Path, results: dict[str, float], metric: Any) -> dict[str, Any]:
-    cfg = OmegaConf.create({"paths": {"output": str(folder)}, "seed": 3})
+    cfg = OmegaConf.create({"paths": {"output": str(folder)}, "seed": 3, "trainer": {"fast_dev_run": False}})
     write_results(results, nn.Linear(2, 2), _Data(), cfg, metric)
     return json.loads((folder / "result.json").read_text())
 

@@ -9,6 +9,7 @@ import pytest
 
 from cvexp.errors import UserError
 from cvexp.resume import merged
+from cvexp.sweeps.controller import Sweep
 from cvexp.sweeps.ledger import FINISHED, Ledger
 from cvexp.sweeps.plan import plan, sweep_folders
 
@@ -131,3 +132,21 @@ def test_further_processes_of_a_job_plan_nothing(runs: Path, monkeypatch: pytest
 
 def test_typed_words_take_the_place_of_stored_ones() -> None:
     assert merged(["a=1", "b=2"], ["+a=3"]) == ["b=2", "+a=3"]
+
+
+def test_words_of_a_job_that_would_run_other_code_are_left_out(tmp_path: Path) -> None:
+    """A ledger that somebody has written by hand: what was typed counts, the rest of that kind does not."""
+    launched: list[list[str]] = []
+
+    class Launcher:
+        def launch(self, jobs: list[list[str]], initial_job_idx: int) -> None:
+            launched.extend(jobs)
+
+    ledger = Ledger(tmp_path)
+    ledger.register([["model=yolo", "hydra.job_logging.x=1", "++hydra/launcher=evil", "allow_targets=[a, b]"]])
+    Sweep(ledger, Launcher(), (), frozenset(["model=yolo"])).start(ledger.jobs())
+    Sweep(ledger, Launcher(), (), frozenset(["allow_targets=[a,b]"])).start(ledger.jobs())
+    assert launched == [
+        ["model=yolo", "hydra.sweep.subdir=0"],
+        ["model=yolo", "allow_targets=[a, b]", "hydra.sweep.subdir=0"],
+    ]
