@@ -177,6 +177,12 @@ def last_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
+def decides(word: str) -> bool:
+    """Whether a word of the command line makes another result, or another length of it."""
+    change = Change(_key(word), None, None)
+    return not change.allowed or change.matches(EXTENDS)
+
+
 def stored_words(folder: Path) -> list[str]:
     """The overrides that a run was last started or resumed by, without those of Hydra itself."""
     try:

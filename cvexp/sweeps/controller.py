@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from cvexp import launch
 from cvexp.errors import UserError
-from cvexp.resume import EXTENDS, Change, last_checkpoint, locked, only_one
+from cvexp.resume import decides, last_checkpoint, locked, only_one
 from cvexp.sweeps.ledger import (
     FAILED,
     FINISHED,
@@ -206,12 +206,7 @@ def _refuse_intervals(overrides: Sequence[Override]) -> None:
 
 def job_identity(words: Sequence[str], swept: set[str]) -> str:
     """By what a job is known again: its words, without those that change nothing of its result and are not swept."""
-    return identity([word for word in words if word.partition("=")[0] in swept or not _free(word)])
-
-
-def _free(word: str) -> bool:
-    change = Change(word.partition("=")[0].lstrip("+~"), None, None)
-    return change.allowed and not change.matches(EXTENDS)
+    return identity([word for word in words if word.partition("=")[0] in swept or decides(word)])
 
 
 # -- what became of those that could not say so ------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """``sweep=``: which sweep goes on, and by which words.
 
-``sweep=resume`` goes on with the newest sweep of the words typed, or, where none are typed, with the newest that is not done;
-``sweep=<folder>`` with that one, whose own words are repeated and may be replaced: more values (``seed=1,2,3,4,5``) are more
-jobs. What has ended is not repeated, whatever is typed.
+``sweep=resume`` goes on with the newest sweep of the words typed, or, where none are typed that say which jobs there are, with
+the newest that is not done; ``sweep=<folder>`` with that one, whose own words are repeated and may be replaced: more values
+(``seed=1,2,3,4,5``) are more jobs. What has ended is not repeated, whatever is typed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from cvexp.config.sources import CommandLine
 from cvexp.errors import UserError
 from cvexp.launch import quoted
-from cvexp.resume import first_process, merged
+from cvexp.resume import decides, first_process, merged
 from cvexp.sweeps.ledger import ENDED, FILE, Ledger, identity
 
 FOLDER = "sweeps"
@@ -58,10 +58,11 @@ def plan(argv: Sequence[str]) -> SweepPlan:
     folder = _newest(typed)
     if folder is not None:
         return _going_on(folder, typed, flags)
-    if not _of_jobs(typed):
+    if not line.multirun or not _deciding(typed):
+        what = "no sweep of these words" if _deciding(typed) else "no sweep that is not done"
         raise UserError(
-            f"sweep=resume: below {_runs(typed) / FOLDER} there is no sweep that is not done. Fix: sweep=<its folder>, or the"
-            " words of a new one"
+            f"sweep=resume: below {_runs(typed) / FOLDER} there is {what}. Fix: sweep=<its folder>; or -m and the words of a"
+            " new one"
         )
     return SweepPlan(
         ["-m", *flags, *typed], "sweep=resume: there is no sweep of these words to go on with; a new one begins"
@@ -89,12 +90,14 @@ def _going_on(folder: Path, typed: Sequence[str], flags: Sequence[str]) -> Sweep
 def _newest(typed: Sequence[str]) -> Path | None:
     """The newest sweep of these words; without words the newest with a job that has not ended."""
     own = next((_value(word) for word in typed if _key(word) == "hydra.sweep.dir"), None)
-    wanted = identity(_of_jobs(typed))
+    wanted = _deciding(typed)
     for folder in [Path(own)] if own else sweep_folders(_runs(typed)):
         if not (folder / FILE).is_file():
             continue
         ledger = Ledger.existing(folder)
-        if own or (identity(_of_jobs(ledger.about().get("words", []))) == wanted if _of_jobs(typed) else _open(ledger)):
+        if own or (
+            identity(_deciding(ledger.about().get("words", []))) == identity(wanted) if wanted else _open(ledger)
+        ):
             return folder
     return None
 
@@ -129,11 +132,9 @@ def _refuse_overwriting(typed: Sequence[str], line: CommandLine) -> None:
         )
 
 
-def _of_jobs(words: Sequence[Any]) -> list[str]:
-    """Those that say what the jobs are."""
-    return [
-        word for word in words if isinstance(word, str) and not _is_hydras(word) and _key(word) not in ("paths.runs",)
-    ]
+def _deciding(words: Sequence[Any]) -> list[str]:
+    """Those that say which jobs there are; ``data.num_workers=4`` or ``launcher=joblib`` do not."""
+    return [word for word in words if isinstance(word, str) and not _is_hydras(word) and decides(word)]
 
 
 def _runs(typed: Sequence[str]) -> Path:

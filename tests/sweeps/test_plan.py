@@ -48,6 +48,8 @@ def chosen(argv: list[str]) -> Path:
         (["sweep=resume"], "open"),  # the newest that is not done
         (["-m", "sweep=resume", "seed=1,2", "model=yolo"], "old"),  # of these words, in any order
         (["sweep=resume", "model=yolo", "data=bccd", "seed=1,2"], "done"),  # done, but asked for
+        (["sweep=resume", "callbacks.last.minutes=1", "launcher=joblib"], "open"),  # these say nothing of the jobs
+        (["sweep=resume", "model=yolo", "seed=1,2", "data.num_workers=4"], "old"),
         (["sweep=resume", "hydra.sweep.dir=runs/sweeps/old"], "old"),
         (["sweep=runs/sweeps/done"], "done"),
         (["sweep='runs/sweeps/done'", "seed=1,2,3"], "done"),
@@ -67,7 +69,7 @@ def test_the_words_of_the_sweep_are_repeated_and_replaced(runs: Path) -> None:
 
 
 def test_without_a_sweep_of_these_words_a_new_one_begins(runs: Path) -> None:
-    found = plan(["sweep=resume", "model=yolo", "seed=7,8"])
+    found = plan(["-m", "sweep=resume", "model=yolo", "seed=7,8"])
     assert found.argv == ["-m", "model=yolo", "seed=7,8"]
     assert "a new one begins" in found.note
 
@@ -116,6 +118,12 @@ def test_what_is_refused(words: list[str], message: str, runs: Path) -> None:
     with pytest.raises(UserError) as caught:
         plan(words)
     assert message in str(caught.value)
+
+
+def test_without_m_a_new_one_does_not_begin(runs: Path) -> None:
+    """Who goes on with a sweep does not type -m; a word too many shall not train something else for hours."""
+    with pytest.raises(UserError, match=r"below runs/sweeps there is no sweep of these words\. Fix: "):
+        plan(["sweep=resume", "model=yolo", "seed=7,8"])
 
 
 def test_nothing_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
