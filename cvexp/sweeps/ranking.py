@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cvexp.resume import decides
 from cvexp.sweeps.ledger import FINISHED, PRUNED, Job, Ledger
 
 GIB = 2**30
@@ -91,9 +92,14 @@ class Ranking:
 
     @cached_property
     def varied(self) -> tuple[str, ...]:
-        """Keys of the words in which jobs differ, in the order of the words."""
-        keys = dict.fromkeys(key for job in self.jobs for key in words_of(job))
-        return tuple(key for key in keys if len({words_of(job).get(key) for job in self.jobs}) > 1)
+        """Keys of the words in which jobs differ, in the order of the words.
+
+        Not those that some jobs lack and that make no other result: they were typed when the sweep went on.
+        """
+        rows = [words_of(job) for job in self.jobs]
+        keys = dict.fromkeys(key for row in rows for key in row)
+        differ = [key for key in keys if len({row.get(key) for row in rows}) > 1]
+        return tuple(key for key in differ if decides(key) or all(key in row for row in rows))
 
     @cached_property
     def names(self) -> Mapping[str, str]:

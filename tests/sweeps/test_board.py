@@ -79,6 +79,13 @@ def test_only_words_that_differ_are_shown() -> None:
     assert found.names == {"optimizer.lr": "optimizer.lr", "scheduler.lr": "scheduler.lr"}, "two keys end in lr"
 
 
+def test_words_typed_when_it_went_on_tell_no_jobs_apart() -> None:
+    found = ranking(job(0, "model=yolo seed=1"), job(1, "model=yolo seed=2 callbacks.last.minutes=1 trainer.devices=2"))
+    assert found.varied == ("seed",)
+    swept = ranking(job(0, "trainer.precision=32"), job(1, "trainer.precision=16"))
+    assert swept.varied == ("trainer.precision",)
+
+
 def test_keys_are_as_short_as_they_are_told_apart() -> None:
     found = ranking(
         job(0, "optimizer.lr=1 model/backbone=a model.a.b=1 model.c.b=1 b=1 seed=1"),
