@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 
 from cvexp.config import conf_dir
+from cvexp.sweeps.ledger import Ledger
 
 HEAVY = ("torch", "torchvision", "lightning", "wandb", "timm", "matplotlib")
 
@@ -144,12 +145,18 @@ def test_debug_step_runs_through_and_saves_no_checkpoint(tmp_path: Path, tiny: l
     assert list(tmp_path.rglob("*.ckpt")) == []
 
 
-def test_multirun_gives_each_job_its_folder(tmp_path: Path, tiny: list[str]) -> None:
-    done = train("-m", *tiny, "seed=3,4", "hydra.sweep.dir=sweep", cwd=tmp_path)
+def test_a_sweep_leaves_its_folder_with_the_jobs_in_it(tmp_path: Path, tiny: list[str]) -> None:
+    """One job, as each takes seconds; several, killed and resumed, are in tests/sweeps and tests/test_sweep.py."""
+    done = train("-m", *tiny, "seed=3", "hydra.sweep.dir=sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     jobs = sorted(path.parent for path in tmp_path.rglob("result.json"))
-    assert [job.relative_to(tmp_path).as_posix() for job in jobs] == ["sweep/0", "sweep/1"]
-    assert [results(job)["seed"] for job in jobs] == [3, 4]
+    assert [job.relative_to(tmp_path).as_posix() for job in jobs] == ["sweep/0"]
+    assert results(jobs[0])["seed"] == 3
+    (job,) = Ledger(tmp_path / "sweep").jobs()
+    assert (job.state, job.attempts, job.value) == ("finished", 1, results(jobs[0])["val/best"])
+    assert job.result == results(jobs[0])
+    assert (tmp_path / "sweep" / "leaderboard.html").stat().st_size > 1000
+    assert "1 job: 1 finished" in done.stdout
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------

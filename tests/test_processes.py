@@ -345,13 +345,14 @@ def running(text: str) -> list[str]:
     ("words", "code", "texts"),
     [
         # the others cannot feel it: they are busy with something else
-        (
+        pytest.param(
             [die(1, "user_error"), hang(0)],
             2,
             [
                 "error: label 7 of image 3 is not known. Fix: data.classes=[a,b]",
                 "process 1 of 2 failed with exit code 2",
             ],
+            marks=pytest.mark.slow,
         ),
         pytest.param([die(0, "kill"), hang(1)], 137, ["process 0 of 2 was killed by SIGKILL"], marks=pytest.mark.slow),
         # they wait for it in a reduction of gradients, or feel that the connection is gone
@@ -373,6 +374,7 @@ def running(text: str) -> list[str]:
     ],
 )
 def test_one_that_dies_ends_all(words: list[str], code: int, texts: list[str], tmp_path: Path) -> None:
+    """With whole trainings; the same with processes that train nothing is in tests/test_launch.py."""
     found, text = run(*LONG, TWO, *words, f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path, seconds=2 * MINUTE)
     assert found == code, text
     for wanted in texts:

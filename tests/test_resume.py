@@ -242,6 +242,7 @@ def test_killed_and_resumed_by_the_same_words(whole: Whole, tmp_path: Path) -> N
     assert "test/AP" in out
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group(tmp_path: Path) -> None:
     """As a scheduler sends it: loader workers leave it to the training process, which saves."""
     words = [*MODELS["yolo"], *QUICK, "data.num_workers=2", "trainer.max_epochs=1000", "hydra.run.dir=run"]

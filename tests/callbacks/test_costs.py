@@ -149,6 +149,7 @@ def test_without_the_callback_there_is_nothing() -> None:
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_peak_is_what_was_there_at_most(tmp_path: Path) -> None:
     """A process that had 200 MiB for a moment; its own parent has more, which is not counted."""
     held = bytearray(300 * MEBIBYTE)
