@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cvexp.config import Composer, check_overrides
 from cvexp.config.messages import shown
-from cvexp.config.sources import CommandLine
+from cvexp.config.sources import CommandLine, is_endless
 from cvexp.errors import UserError
 
 EXTENDS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "budget.*", "early_stopping.*")
@@ -219,6 +219,8 @@ def differences(folder: Path, config: DictConfig) -> list[Change]:
     """
     path = folder / "config.yaml"
     try:
+        if is_endless(path):
+            raise ValueError("its references multiply")
         old = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert isinstance(old, dict)
     except (OSError, ValueError, yaml.YAMLError, AssertionError, RecursionError) as error:

@@ -488,8 +488,12 @@ def test_without_resume_nothing_is_looked_for() -> None:
     assert plan(["resume=null", "model=yolo"]).folder is None
 
 
-def test_a_broken_configuration_file(runs: Path) -> None:
-    (runs / "a/config.yaml").write_text("a: [")
+LAUGHS = "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))])
+
+
+@pytest.mark.parametrize("text", ["a: [", pytest.param(LAUGHS, id="references that multiply to 9 ** 11 values")])
+def test_a_broken_configuration_file(text: str, runs: Path) -> None:
+    (runs / "a/config.yaml").write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml: cannot be read .*Fix: "):
         plan([f"resume={runs / 'a'}"])
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cvexp.config.messages import one_line
+from cvexp.config.sources import is_endless
 from cvexp.errors import UserError
 
 if TYPE_CHECKING:
@@ -267,6 +268,8 @@ def _json(path: Path) -> Any:
 def _yaml(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
+        if is_endless(path):
+            return None
         return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the fast one of the safe ones
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return None

@@ -141,7 +141,7 @@ class Composer:
         for path in (
             path for folder in self.folders if folder != conf_dir() for path in sorted(folder.rglob("*.yaml"))
         ):
-            if path.is_file() and _is_endless(path):
+            if path.is_file() and is_endless(path):
                 what = "refers to itself by '*name' until it is longer than any configuration"
                 raise UserError(str(Problem(what, self.name(path), "write out what the names stand for")))
 
@@ -265,7 +265,7 @@ class Composer:
         return ""
 
 
-def _is_endless(path: Path) -> bool:
+def is_endless(path: Path) -> bool:
     """Whether the references of a YAML file (``*name``) multiply to more than `_MAX_NODES`."""
     try:
         text = path.read_text(encoding="utf-8")

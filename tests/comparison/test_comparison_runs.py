@@ -104,6 +104,10 @@ def test_a_broken_configuration_is_named_and_other_files_may_be_missing(tmp_path
     (folder / "config.yaml").write_text("a: [")
     with pytest.raises(UserError, match=r"x: cannot be read: config\.yaml"):
         find_runs([folder])
+    lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))]
+    (folder / "config.yaml").write_text("\n".join(lines))  # 9 ** 11 values
+    with pytest.raises(UserError, match=r"x: cannot be read: config\.yaml"):
+        find_runs([folder])
 
 
 def test_numbers_that_are_none_are_not_taken_for_some(tmp_path: Path) -> None:
