@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cvexp import launch
 from cvexp.errors import UserError
@@ -50,12 +53,14 @@ class Sweep:
         launcher: Hydra's, which runs each job somewhere.
         retry: states that are started again.
         typed: words of the command.
+        compose: makes the configuration of a job's words, as the launcher will; None: nothing is tried beforehand.
     """
 
     ledger: Ledger
     launcher: Any
     retry: tuple[str, ...]
     typed: frozenset[str] = frozenset()
+    compose: Callable[[list[str]], Any] | None = None
 
     @property
     def folder(self) -> Path:
@@ -71,11 +76,26 @@ class Sweep:
         for job in waiting:
             if job.state in self.retry:
                 self.ledger.mark(job.number, PENDING)  # a job that has ended would not begin
+        waiting = [job for job in waiting if self._composes(job)]
         for group in _blocks(waiting) if isinstance(self.launcher, BasicLauncher) else filter(None, [waiting]):
-            words = [[*filter(self._trusts, job.words), f"hydra.sweep.subdir={job.number}"] for job in group]
-            self.launcher.launch(words, initial_job_idx=group[0].number)
+            self.launcher.launch([self._words(job) for job in group], initial_job_idx=group[0].number)
         settle(self.ledger)
         return [self.ledger.job(job.number) for job in jobs]
+
+    def _composes(self, job: Job) -> bool:
+        """Whether there is a configuration of the job's words; where not, it has failed, and the others go on."""
+        try:
+            if self.compose is not None:
+                self.compose(self._words(job))
+        except (HydraException, OmegaConfBaseException) as error:
+            message = " ".join(str(error).splitlines()[:3])
+            log.error(f"job {job.number} cannot be composed: {message}")
+            self.ledger.end(job.number, FAILED, message=message)
+            return False
+        return True
+
+    def _words(self, job: Job) -> list[str]:
+        return [*filter(self._trusts, job.words), f"hydra.sweep.subdir={job.number}"]
 
     def _trusts(self, word: str) -> bool:
         """Not words of the ledger, which may be somebody else's, by which other code would run."""
@@ -132,7 +152,9 @@ def conducted(sweeper: Any, check: Callable[[Ledger], None] | None = None) -> It
         wait_for_orphans(ledger)
         settle(ledger)
         try:
-            yield Sweep(ledger, sweeper.launcher, tuple(sweeper.retry), frozenset(noted_words(sweeper.config)))
+            compose = partial(sweeper.hydra_context.config_loader.load_sweep_config, sweeper.config)
+            typed = frozenset(noted_words(sweeper.config))
+            yield Sweep(ledger, sweeper.launcher, tuple(sweeper.retry), typed, compose)
         except (SystemExit, KeyboardInterrupt):
             settle(ledger)
             done = sum(job.has_ended for job in ledger.jobs())

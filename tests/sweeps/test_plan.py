@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 
 from cvexp.errors import UserError
 from cvexp.resume import merged
@@ -158,3 +159,22 @@ def test_words_of_a_job_that_would_run_other_code_are_left_out(tmp_path: Path) -
         ["model=yolo", "hydra.sweep.subdir=0"],
         ["model=yolo", "allow_targets=[a, b]", "hydra.sweep.subdir=0"],
     ]
+
+
+def test_a_job_that_cannot_be_composed_has_failed_and_the_others_go_on(tmp_path: Path) -> None:
+    """One of more combinations than are checked beforehand."""
+    launched: list[int] = []
+
+    class Launcher:
+        def launch(self, jobs: list[list[str]], initial_job_idx: int) -> None:
+            launched.extend(int(words[-1].partition("=")[2]) for words in jobs)
+
+    def compose(words: list[str]) -> None:
+        if "seed=2" in words:
+            raise HydraException("Could not find 'model/neck/none'")
+
+    ledger = Ledger(tmp_path)
+    ledger.register([["seed=1"], ["seed=2"], ["seed=3"]])
+    found = Sweep(ledger, Launcher(), (), compose=compose).start(ledger.jobs())
+    assert launched == [0, 2]
+    assert (found[1].state, found[1].message) == ("failed", "Could not find 'model/neck/none'")
