@@ -48,7 +48,10 @@ def test_wheel_holds_the_configuration_and_no_tests(wheel: Path, repository: Pat
     assert conf | modules <= names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert tops == {"cvexp"}, "neither tests nor scripts"
+    assert tops == {"cvexp", "hydra_plugins"}, "neither tests nor scripts"
+    assert {name for name in names if name.startswith("hydra_plugins/")} == {"hydra_plugins/cvexp_sweeper.py"}, (
+        "no __init__.py"
+    )
 
 
 def test_installation_uses_its_own_configuration(installed: Path, tmp_path: Path) -> None:
