@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from killing import put
+
 STEP = float(os.environ.get("STUB_STEP", "0.05"))
 
 
@@ -44,13 +46,6 @@ def train(words: list[str]) -> None:
                 stream.write(f"{step}\n")
             put(checkpoint, step + 1)
         put(folder / "result.json", {"val/best": value})
-
-
-def put(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content))
-    part.replace(path)
 
 
 if __name__ == "__main__":

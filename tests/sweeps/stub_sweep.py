@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from killing import put
+
 STEP = float(os.environ.get("STUB_STEP", "0.05"))
 
 
@@ -50,8 +52,8 @@ def train(words: list[str]) -> None:
             with (folder / "steps.txt").open("a") as stream:
                 stream.write(f"{step}\n")
             if step % 2:
-                _put(checkpoint, step + 1)
-        _put(folder / "result.json", {"val/best": float(values["seed"]), "train/steps": 10})
+                put(checkpoint, step + 1)
+        put(folder / "result.json", {"val/best": float(values["seed"]), "train/steps": 10})
 
 
 def _end_in_its_way(folder: Path, seed: int, done: int) -> None:
@@ -70,13 +72,6 @@ def _end_in_its_way(folder: Path, seed: int, done: int) -> None:
         raise MemoryError
     if seed == 17:
         raise NotFiniteError("stopped at step 3: the loss is nan")
-
-
-def _put(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content))
-    part.replace(path)
 
 
 if __name__ == "__main__":

@@ -9,55 +9,24 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from killing import MINUTE, start_stub, stop_all, wait_for
 
 from cvexp.sweeps.ledger import FAILED, FINISHED, INTERRUPTED, NOT_FINITE, OUT_OF_MEMORY, Job, Ledger
 
 SWEEP = "runs/sweeps/mine"
 STUB = Path(__file__).with_name("stub_sweep.py")
-MINUTE = 60
-
-
-def start(cwd: Path, *words: str, step: float = 0.05) -> subprocess.Popen[str]:
-    """A sweep in a process group of its own."""
-    env = os.environ | {"STUB_STEP": str(step)}
-    return subprocess.Popen(
-        [sys.executable, str(STUB), *words],
-        cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0,
-    )  # fmt: skip
 
 
 def run(cwd: Path, *words: str, code: int = 0) -> str:
-    process = start(cwd, *words)
+    process = start_stub(STUB, cwd, *words)
     text, _ = process.communicate(timeout=4 * MINUTE)
     assert process.returncode == code, text
     return text
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + MINUTE
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def stop_all(process: subprocess.Popen[str]) -> None:
-    """As a machine that goes down: the conductor and what it has started, at once."""
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    for number in (process.pid, *map(int, children)):
-        try:
-            os.kill(number, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.communicate()
 
 
 def steps(folder: Path, job: int) -> Counter[int]:
@@ -85,7 +54,7 @@ SEEDS = ("-m", "model=yolo", "seed=1,2,3", f"hydra.sweep.dir={SWEEP}")
 def test_killed_in_its_second_job(tmp_path: Path) -> None:
     """The conductor and the job, by SIGKILL: the first job is not touched again, the second goes on from its checkpoint."""
     sweep = tmp_path / SWEEP
-    process = start(tmp_path, *SEEDS, step=0.2)
+    process = start_stub(STUB, tmp_path, *SEEDS, step=0.2)
     wait_for(lambda: len(steps(sweep, 1)) >= 5, process)
     stop_all(process)
     first = Ledger(sweep).job(0)
@@ -133,7 +102,7 @@ def test_every_end_is_a_result_and_the_sweep_goes_on(tmp_path: Path) -> None:
 def test_asked_to_stop_and_more_values(tmp_path: Path) -> None:
     """SIGTERM: the job that runs is interrupted, the sweep ends; then other values are added, and the numbers stay."""
     sweep = tmp_path / SWEEP
-    process = start(tmp_path, *SEEDS, step=0.2)
+    process = start_stub(STUB, tmp_path, *SEEDS, step=0.2)
     wait_for(lambda: len(steps(sweep, 0)) >= 3, process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=MINUTE)
@@ -163,7 +132,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_conductors(tmp_path: Path) -> None:
-    process = start(tmp_path, *SEEDS, step=0.3)
+    process = start_stub(STUB, tmp_path, *SEEDS, step=0.3)
     wait_for(lambda: len(steps(tmp_path / SWEEP, 0)) >= 1, process)
     text = run(tmp_path, f"sweep={SWEEP}", code=2)
     assert "another process" in text
@@ -180,7 +149,7 @@ def test_killed_at_any_moment(seed: int, tmp_path: Path) -> None:
     sweep = tmp_path / SWEEP
     words = SEEDS
     for _ in range(6):
-        process = start(tmp_path, *words, step=0.3)
+        process = start_stub(STUB, tmp_path, *words, step=0.3)
         time.sleep(draw.uniform(0.5, 6))
         if draw.random() < 0.5:
             process.kill()

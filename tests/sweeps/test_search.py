@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -17,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from killing import MINUTE, start_stub, stop_all, wait_for
 from omegaconf import DictConfig
 
 from cvexp.build import SUPPLIED
@@ -32,7 +29,6 @@ from cvexp.sweeps.search import TORN, Search, Settings, Space, open_study, read_
 
 STUB = Path(__file__).with_name("stub_search.py")
 LR = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
-MINUTE = 60
 
 
 # -- the space -------------------------------------------------------------------------------------------------------------
@@ -370,33 +366,6 @@ def test_a_file_that_is_no_study(content: bytes, tmp_path: Path) -> None:
 # -- the command -----------------------------------------------------------------------------------------------------------
 
 
-def start(cwd: Path, *words: str, step: float = 0.05) -> subprocess.Popen[str]:
-    env = os.environ | {"STUB_STEP": str(step)}
-    return subprocess.Popen(
-        [sys.executable, str(STUB), *words],
-        cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0,
-    )  # fmt: skip
-
-
-def stop_all(process: subprocess.Popen[str]) -> None:
-    """As a machine that goes down: the conductor and what it has started, at once."""
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    for number in (process.pid, *map(int, children)):
-        try:
-            os.kill(number, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.communicate()
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + MINUTE
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def states(sweep: Path) -> list[str]:
     return [job.state for job in Ledger(sweep).jobs()] if (sweep / "ledger.db").exists() else []
 
@@ -408,14 +377,14 @@ WORDS = ("search=yolo", LR, "data.batch_size=8", "model.loss.lambda_noobj=0.5", 
 def test_killed_in_its_second_trial_and_resumed(tmp_path: Path) -> None:
     """By a preset, without -m: the first job is not touched, the second goes on from its checkpoint, the total holds."""
     sweep = tmp_path / "mine"
-    process = start(tmp_path, *WORDS, "hydra.sweeper.n_trials=2", step=0.3)
+    process = start_stub(STUB, tmp_path, *WORDS, "hydra.sweeper.n_trials=2", step=0.3)
     steps = sweep / "1" / "steps.txt"
     wait_for(lambda: steps.exists() and steps.read_text().count("\n") >= 2, process)
     stop_all(process)
     asked = [trial.params for trial in trials(sweep)]
     assert states(sweep)[:2] == [FINISHED, RUNNING]
 
-    process = start(tmp_path, "sweep=mine")
+    process = start_stub(STUB, tmp_path, "sweep=mine")
     text, _ = process.communicate(timeout=2 * MINUTE)
     assert process.returncode == 0, text
     assert states(sweep) == [FINISHED] * 2
@@ -435,14 +404,14 @@ def test_killed_in_its_second_trial_and_resumed(tmp_path: Path) -> None:
 def test_killed_again_and_again(tmp_path: Path) -> None:
     """At moments of a fixed chance; what is left is what an uninterrupted search finds."""
     words = (*WORDS, "hydra.sweeper.n_trials=5")
-    process = start(tmp_path, *(w.replace("mine", "whole") for w in words))
+    process = start_stub(STUB, tmp_path, *(w.replace("mine", "whole") for w in words))
     assert process.wait(4 * MINUTE) == 0
     sweep, chance = tmp_path / "mine", random.Random(1)
     for _ in range(12):
-        process = start(tmp_path, *(["sweep=mine"] if (sweep / "ledger.db").exists() else words))
+        process = start_stub(STUB, tmp_path, *(["sweep=mine"] if (sweep / "ledger.db").exists() else words))
         time.sleep(chance.uniform(1, 6))
         stop_all(process)
-    process = start(tmp_path, "sweep=mine")
+    process = start_stub(STUB, tmp_path, "sweep=mine")
     assert process.wait(4 * MINUTE) == 0
     found = [(t.params, t.value) for t in trials(sweep) if t.user_attrs.get("state") != TORN]
     if len(found) == len(trials(sweep)):  # a torn trial shifts the numbers, and with them what is asked
