@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from cvexp.losses.cross_entropy import BinaryCrossEntropy, CrossEntropy
 from cvexp.losses.smooth_l1 import SmoothL1
 from cvexp.models import torchvision_names
+from cvexp.models.fast_rcnn import RegionHead, positive_box_loss, refine, region_losses, sample_regions
 from cvexp.ops.anchors import grid_anchors, scale_ratio_anchors, size_ratio_anchors
-from cvexp.ops.batching import PaddedTargets, pad_targets
+from cvexp.ops.batching import pad_targets
 from cvexp.ops.boxes import clip
-from cvexp.ops.coding import UNIT, decode, encode
+from cvexp.ops.coding import UNIT, decode
 from cvexp.ops.dist import global_mean
 from cvexp.ops.matching import max_iou
-from cvexp.ops.nms import Greedy, Suppression, detect, keep_mask
+from cvexp.ops.nms import Greedy, Suppression, keep_mask
 from cvexp.ops.roi import roi_align, roi_pool
 from cvexp.ops.sampling import random_keys, sample
 from cvexp.ops.stages import stage
@@ -162,52 +163,6 @@ class RPNHead(nn.Module):
             scores.append(score.flatten(1))
             deltas.append(self.delta(hidden).permute(0, 2, 3, 1).float().unflatten(-1, (-1, 4)).flatten(1, 3))
         return scores, deltas
-
-
-class RegionHead(nn.Module):
-    """Fast R-CNN's head: fully connected layers, then siblings for classes and class-specific deltas (section 2.1).
-
-    Args:
-        in_channels, size: of the pooled features.
-        num_classes: K.
-        hidden: width of the fully connected layers; 4096 for VGG and ZF, 1024 with FPN.
-        layers: how many.
-        dropout: after each.
-        class_agnostic: one set of deltas for all classes instead of one for each.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        size: int,
-        num_classes: int,
-        hidden: int = 4096,
-        layers: int = 2,
-        dropout: float = 0.5,
-        class_agnostic: bool = False,
-    ) -> None:
-        super().__init__()
-        body: list[nn.Module] = []
-        width = in_channels * size * size
-        for _ in range(layers):
-            body += [nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout)]
-            width = hidden
-        self.body = nn.Sequential(*body)
-        self.box_sets = 1 if class_agnostic else num_classes + 1
-        self.classify = nn.Linear(width, num_classes + 1)
-        self.regress = nn.Linear(width, self.box_sets * 4)
-        nn.init.normal_(self.classify.weight, std=0.01)
-        nn.init.normal_(self.regress.weight, std=0.001)
-        nn.init.zeros_(self.classify.bias)
-        nn.init.zeros_(self.regress.bias)
-
-    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """``[N, C, size, size]`` to ``[N, K + 1]`` logits, background first, and ``[N, sets, 4]`` deltas.
-
-        The features are read position by position (``[size, size, C]``), as they lie in memory.
-        """
-        hidden = self.body(pooled.permute(0, 2, 3, 1).flatten(1))
-        return self.classify(hidden).float(), self.regress(hidden).float().unflatten(-1, (self.box_sets, 4))
 
 
 class FasterRCNN(nn.Module):
@@ -400,16 +355,10 @@ class FasterRCNN(nn.Module):
             deltas: ``[B * R, 1 or 1 + K, 4]``.
             size: ``(height, width)`` of the images, pixels.
         """
-        height, width = size
-        batch = len(proposals.boxes)
-        scores = logits.softmax(dim=-1)[:, 1:].unflatten(0, (batch, -1))  # [B, R, K]
-        scores = scores.masked_fill(~proposals.scores.isfinite()[..., None], -1.0)
-        deltas = deltas.unflatten(0, (batch, -1))
-        deltas = deltas if deltas.shape[2] == 1 else deltas[:, :, 1:]
-        boxes = clip(decode(deltas, proposals.boxes[:, :, None], self.delta_std), width, height)
-        return detect(
-            boxes.expand(-1, -1, self.num_classes, -1), scores, score_threshold=self.score_threshold,
-            nms=self.nms, iou_threshold=self.nms_threshold, candidates=self.candidates, limit=self.max_detections,
+        return refine(
+            logits.softmax(dim=-1)[:, 1:], deltas, proposals.boxes, proposals.scores.isfinite(), size, self.delta_std,
+            score_threshold=self.score_threshold, nms=self.nms, nms_threshold=self.nms_threshold,
+            candidates=self.candidates, max_detections=self.max_detections,
         )  # fmt: skip
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -440,13 +389,10 @@ class FasterRCNN(nn.Module):
         objects = pad_targets(targets)
         boxes = torch.cat([proposals.boxes, objects.boxes], dim=1)
         usable = torch.cat([proposals.scores.isfinite(), objects.valid & ~objects.ignored], dim=1)
-        match = max_iou(boxes, objects, self.roi_threshold, self.roi_threshold, usable, lowest=self.roi_lowest)
         keys = self.keys(targets, boxes.shape[1], 1, boxes.device)
-        match = sample(match, keys, self.roi_batch, self.roi_positive)
-        _, index = match.weight.topk(min(self.roi_batch, boxes.shape[1]), dim=1)
-        chosen = boxes.gather(1, index[..., None].expand(-1, -1, 4))
-        parts = (match.target_index, match.positive, match.ignored, match.weight)
-        return chosen, Match(*(part.gather(1, index) for part in parts))
+        return sample_regions(
+            boxes, usable, objects, keys, self.roi_threshold, self.roi_lowest, self.roi_batch, self.roi_positive
+        )
 
     def losses(
         self,
@@ -457,43 +403,44 @@ class FasterRCNN(nn.Module):
         size: tuple[int, int],
     ) -> dict[str, Tensor]:
         """The lecture's four losses, each a mean over its sample (release: all weights 1)."""
-        objects = pad_targets(targets)
         levels = self.anchors(maps)
-        anchors = torch.cat(levels)
-        match = self.match_anchors(anchors, targets, size)
-        score, delta = torch.cat(list(scores), dim=1), torch.cat(list(deltas), dim=1)
-        drawn = global_mean(match.weight.sum())
-        objectness = self.rpn_objectness_loss(score, match.positive.to(score.dtype))
-        rpn_box = self._box_loss(self.rpn_box_loss, delta, anchors[None], objects, match, UNIT)
-        losses = {"rpn_objectness": (objectness * match.weight).sum() / drawn, "rpn_box": rpn_box.sum() / drawn}
-
+        losses = self.rpn_losses(torch.cat(list(scores), dim=1), torch.cat(list(deltas), dim=1), levels, targets, size)
         proposals = self.propose(scores, deltas, levels, size, self.in_training)
+        return losses | self.region_losses(maps, proposals, targets)
+
+    def rpn_losses(
+        self, scores: Tensor, deltas: Tensor, levels: Sequence[Tensor], targets: list[Target], size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """``rpn_objectness`` and ``rpn_box`` over the sampled anchors.
+
+        Args:
+            scores: ``[B, P]`` of the anchors of all levels.
+            deltas: ``[B, P, 4]``.
+            levels: their anchors.
+        """
+        objects = pad_targets(targets)
+        anchors = torch.cat(list(levels))
+        match = self.match_anchors(anchors, targets, size)
+        drawn = global_mean(match.weight.sum())
+        objectness = self.rpn_objectness_loss(scores, match.positive.to(scores.dtype))
+        boxes = positive_box_loss(self.rpn_box_loss, deltas, anchors[None], objects, match, UNIT)
+        return {"rpn_objectness": (objectness * match.weight).sum() / drawn, "rpn_box": boxes.sum() / drawn}
+
+    def region_losses(self, maps: Sequence[Tensor], proposals: Proposals, targets: list[Target]) -> dict[str, Tensor]:
+        """``roi_class`` and ``roi_box`` over the sampled regions; in training the next draw is another."""
         regions, match = self.sample_regions(proposals, targets)
         if self.training:
             self.draws += 1
-        logits, region_delta = self.head(self.pool(maps, regions))
-        label = torch.where(match.positive, objects.labels.gather(1, match.target_index) + 1, 0)  # 0: background
-        drawn = global_mean(match.weight.sum())
-        classes = self.roi_class_loss(logits.unflatten(0, label.shape), label)
-        region_delta = region_delta.unflatten(0, label.shape)
-        if region_delta.shape[2] > 1:
-            chosen = label[..., None, None].expand(-1, -1, 1, 4)
-            region_delta = region_delta.gather(2, chosen)
-        roi_box = self._box_loss(self.roi_box_loss, region_delta[:, :, 0], regions, objects, match, self.delta_std)
-        return losses | {"roi_class": (classes * match.weight).sum() / drawn, "roi_box": roi_box.sum() / drawn}
+        return self.losses_of_regions(maps, regions, match, targets)
 
-    @staticmethod
-    def _box_loss(
-        loss: nn.Module, deltas: Tensor, priors: Tensor, objects: PaddedTargets, match: Match, std: Sequence[float]
-    ) -> Tensor:
-        """``[B, P]``: the loss of positive priors in the sample, 0 elsewhere."""
-        truth = objects.boxes.gather(1, match.target_index[..., None].expand(-1, -1, 4))
-        counted = match.positive & (match.weight > 0)
-        # priors without an object get themselves as truth: whatever a loss divides by stays finite
-        truth = torch.where(counted[..., None], truth, priors)
-        in_deltas = loss.space == "deltas"
-        value = loss(deltas, encode(truth, priors, std)) if in_deltas else loss(decode(deltas, priors, std), truth)
-        return torch.where(counted, value, 0.0)
+    def losses_of_regions(
+        self, maps: Sequence[Tensor], regions: Tensor, match: Match, targets: list[Target]
+    ) -> dict[str, Tensor]:
+        """The head's losses on regions ``[B, R, 4]`` with their objects."""
+        logits, deltas = self.head(self.pool(maps, regions))
+        return region_losses(
+            logits, deltas, regions, pad_targets(targets), match, self.roi_class_loss, self.roi_box_loss, self.delta_std
+        )
 
     @torch.no_grad()
     def assignments(self, images: Tensor, targets: list[Target]) -> list[Assignment]:
