@@ -114,6 +114,11 @@ def check_parts(cfg: DictConfig) -> None:
             if isinstance(cause, UserError):
                 raise cause from None
             raise UserError(f"{name}: {type(cause).__name__}: {cause}. Fix: check the keys below '{name}'") from error
+        if "proposals" in getattr(part, "external", ()) and cfg.data.get("proposals") is None:
+            raise UserError(
+                f"data.proposals=null: {type(part).__name__} classifies regions that come from elsewhere."
+                " Fix: data.proposals=selective_search (edge_boxes, segments, sliding_window, constant)"
+            )
         if getattr(part, "square", False) and cfg.data.get("pad", "square") != "square":
             raise UserError(f"data.pad={cfg.data.pad}: {type(part).__name__} needs square images. Fix: data.pad=square")
 

@@ -69,6 +69,9 @@ def evaluate(words: list[str]) -> tuple[dict[str, Any], Path]:
     if OmegaConf.select(config, "data.classes", default=0) is None:
         data.classes = list(about["classes"])  # the checkpoint's, whatever the data's training list says today
     data.tested = split
+    if getattr(data, "proposals", None) is not None and about.get("proposals"):
+        with told(own["ckpt"], "data"):
+            data.proposals.load_state(about["proposals"])
     known = about.get("known", about["classes"])  # of people also those of the checkpoints that it began with
     if hasattr(data, "trained"):
         data.trained = known

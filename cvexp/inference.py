@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageOps
 from torch import Tensor, nn
@@ -28,13 +29,17 @@ from cvexp.config import check_config
 from cvexp.config.foreign import check_slots, read_foreign, tamed
 from cvexp.config.messages import shown
 from cvexp.data import face_files
-from cvexp.data.module import collate
+from cvexp.data.module import collate, follow
+from cvexp.data.proposals import Proposer, make_proposer
 from cvexp.data.records import decode, name_problem
 from cvexp.data.transforms import GREY, Fit, Resize
+from cvexp.ops.stages import stage
 from cvexp.tasks.detection import in_original_pixels
 from cvexp.transfer import read_safely
-from cvexp.types import Detection, Target, UserError
+from cvexp.types import Batch, Detection, Target, UserError
 
+Propose = Callable[[Tensor], Tensor]
+"""From a picture uint8 ``[3, H, W]`` to proposals ``[R, 4]`` xyxy in its pixels, best first."""
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -187,6 +192,7 @@ class Predictor:
         classes: names in label order.
         fit: how a picture is brought to the model's size.
         config: the checkpoint's whole configuration.
+        propose: makes the proposals of a picture; None for a model that needs none.
     """
 
     model: nn.Module
@@ -194,6 +200,7 @@ class Predictor:
     fit: Fit
     config: DictConfig
     device: torch.device
+    propose: Propose | None = None
 
     def predict(self, image: Picture, threshold: float = 0.0) -> Detection:
         """Finds the objects of one picture.
@@ -213,10 +220,10 @@ class Predictor:
     @torch.inference_mode()
     def predict_batch(self, images: Sequence[Tensor], threshold: float = 0.0) -> list[Detection]:
         """The same for several uint8 ``[3, H, W]`` of any sizes in one pass."""
-        fitted = [self.fit(image, no_objects(image), random.Random(0)) for image in images]
-        batch = collate(fitted, ragged=not self.fit.pad).images.to(self.device)
+        batch = batch_of(images, self.fit, self.propose)
+        given = batch.to(self.device)
         answers = []
-        for detection, (_, target) in zip(self.model(batch), fitted, strict=True):
+        for detection, target in zip(self.model(given.images, **given.extras), batch.targets, strict=True):
             found = in_original_pixels(detection.to("cpu"), target)
             keep = found.scores >= threshold
             answers.append(Detection(found.boxes[keep], found.scores[keep], found.labels[keep]))
@@ -342,9 +349,10 @@ def load(ckpt: str | Path, device: str | None = None, allow_targets: Sequence[st
     model = rebuild_model(content, config, ckpt).to(chosen)
     classes = list(content["cvexp"]["classes"])
     fit = fit_of(config, ckpt)
+    propose = propose_of(model, config, content["cvexp"], ckpt)
     _try(model, fit, ckpt)
     if not hasattr(model, "comparator"):
-        return Predictor(model=model, classes=classes, fit=fit, config=config, device=chosen)
+        return Predictor(model=model, classes=classes, fit=fit, config=config, device=chosen, propose=propose)
     embedder = Embedder(model=model, people=classes, fit=fit, config=config, device=chosen)
     kept = content["cvexp"].get("verification", {})
     score = kept.get("threshold")
@@ -364,6 +372,47 @@ def fit_of(config: DictConfig, ckpt: str | Path) -> Fit:
     return Fit(size=size, resize=resize, pad=config.data.get("pad", "square") == "square")
 
 
+def batch_of(images: Sequence[Tensor], fit: Fit, propose: Propose | None = None) -> Batch:
+    """Pictures uint8 ``[3, h, w]`` as a model takes them, with proposals where it needs any; the targets have no objects."""
+    samples: list[Any] = []
+    for image in images:
+        given, target = fit(image, no_objects(image), random.Random(0))
+        if propose is None:
+            samples.append((given, target))
+            continue
+        with stage("proposals"):
+            boxes = propose(image)
+        samples.append((given, target, {"proposals": follow(boxes, target)}))
+    return collate(samples, ragged=not fit.pad)
+
+
+def propose_of(model: nn.Module, config: DictConfig, about: Mapping[str, Any], ckpt: str | Path) -> Propose | None:
+    """What makes the proposals that a model needs, as the data of its training did; None for a model that needs none.
+
+    Args:
+        model: of the checkpoint.
+        config: the checkpoint's.
+        about: what the checkpoint says of itself; ``proposals`` holds what the proposer had learnt.
+        ckpt: its name, for messages.
+
+    Raises:
+        UserError: it needs some and the configuration names none, or one that cannot be used.
+    """
+    if "proposals" not in getattr(model, "external", ()):
+        return None
+    choice = config.data.get("proposals")
+    if choice is None:
+        raise UserError(
+            f"ckpt={ckpt}: the model needs proposals, data.proposals is null. Fix: data.proposals=selective_search"
+        )
+    with told(ckpt, "data"):
+        proposer: Proposer = make_proposer(choice if isinstance(choice, str) else instantiate(choice))
+        if about.get("proposals"):
+            proposer.load_state(about["proposals"])
+    limit = int(config.data.get("max_proposals") or 2000)
+    return lambda image: proposer(image)[:limit]
+
+
 @torch.inference_mode()
 def _try(model: nn.Module, fit: Fit, ckpt: str | Path) -> None:
     """Runs the model on a grey picture: that its configuration can be built does not mean that it makes sense.
@@ -372,9 +421,11 @@ def _try(model: nn.Module, fit: Fit, ckpt: str | Path) -> None:
         UserError: it does not.
     """
     grey = torch.full((3, fit.size, fit.size), GREY, dtype=torch.uint8)
-    batch = collate([fit(grey, no_objects(grey), random.Random(0))], ragged=not fit.pad)
+    external = "proposals" in getattr(model, "external", ())
+    batch = batch_of([grey], fit, (lambda _: torch.tensor([[0.0, 0, fit.size, fit.size]])) if external else None)
     with told(ckpt, "model"):
-        found = getattr(model, "embed", model)(batch.images.to(next(model.parameters()).device))
+        batch = batch.to(next(model.parameters()).device)
+        found = getattr(model, "embed", model)(batch.images, **batch.extras)
     if isinstance(found, Tensor) and not found.isfinite().all():
         raise UserError(f"ckpt={ckpt}: the network puts out NaN or infinity. Fix: take an earlier checkpoint")
 

@@ -94,9 +94,10 @@ def flops_of_one_image(model: nn.Module, data: Any) -> int | None:
     modes = [(module, module.training) for module in model.modules()]
     try:
         loader = data.test_dataloader()
-        images = loader.collate_fn([loader.dataset[(0, 0)]]).images
-        device = next(parameter.device for parameter in model.parameters())
-        return (count_flops(model.eval(), images.to(device)).total or None) if first_process() else None
+        batch = loader.collate_fn([loader.dataset[(0, 0)]])
+        batch = batch.to(next(parameter.device for parameter in model.parameters()))
+        extras = getattr(batch, "extras", {})
+        return (count_flops(model.eval(), batch.images, **extras).total or None) if first_process() else None
     except Exception:  # another kind of data or model, or too little memory: the results are there without it
         return None
     finally:

@@ -83,6 +83,8 @@ def _train(cfg: DictConfig, changes: list[Change] | None) -> dict[str, Any]:
         classes=data.class_names,
     )
     task.description = describe(cfg, data.class_names) | ({"known": known} if known else {})
+    if getattr(data, "proposals", None) is not None and (learnt := data.proposals.state()):
+        task.description["proposals"] = learnt  # who predicts makes the same ones
     with open_loggers(cfg) as loggers:
         make_trainer = partial(instantiate, cfg.trainer, callbacks=build_callbacks(cfg), logger=loggers)
         results = instantiate(cfg.recipe)(make_trainer, task, data)

@@ -185,7 +185,8 @@ class Batch:
     Attributes:
         images: uint8 ``[B, 3, H, W]`` RGB, padded.
         targets: one `Target` per image.
-        extras: inputs other than pixels that are known at test time too (``proposals``).
+        extras: inputs other than pixels that are known at test time too, one tensor for each image: ``proposals`` ``[R, 4]``
+            xyxy in pixels of the given image, best first.
     """
 
     images: Tensor
@@ -198,18 +199,19 @@ class Batch:
     _PACKED: ClassVar = ("boxes", "labels", "difficult", "crowd", "area", "to_original")
 
     def __getstate__(self) -> dict[str, object]:
-        """Packs the targets: a worker then sends seven tensors and not six per image."""
+        """Packs targets and extras: a worker then sends a few tensors and not six and more per image."""
         counts = [len(t) for t in self.targets]
         packed = {name: torch.cat([getattr(t, name) for t in self.targets]) for name in self._PACKED}
         plain = [(t.image_id, t.size, t.original_size) for t in self.targets]
         masks = [t.masks for t in self.targets]
+        extras = {name: (torch.cat(values), [len(value) for value in values]) for name, values in self.extras.items()}
         return {
-            "images": self.images, "counts": counts, "packed": packed, "plain": plain, "masks": masks,
-            "extras": self.extras,
+            "images": self.images, "counts": counts, "packed": packed, "plain": plain, "masks": masks, "extras": extras,
         }  # fmt: skip
 
     def __setstate__(self, state: dict) -> None:
-        self.images, self.extras = state["images"], state["extras"]
+        self.images = state["images"]
+        self.extras = {name: list(joined.split(counts)) for name, (joined, counts) in state["extras"].items()}
         self.targets = _unpack(state["packed"], state["counts"], state["plain"], state["masks"])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
@@ -227,7 +229,7 @@ class Batch:
         state["images"] = move(self.images)
         state["packed"] = {name: move(value) for name, value in state["packed"].items()}
         state["masks"] = [None if mask is None else move(mask) for mask in state["masks"]]
-        state["extras"] = {name: [move(t) for t in values] for name, values in self.extras.items()}
+        state["extras"] = {name: (move(joined), counts) for name, (joined, counts) in state["extras"].items()}
         copy = self.__class__.__new__(self.__class__)
         copy.__setstate__(state)
         return copy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "COLUMNS": "160",  # width of rich's tables, so that messages are not cut where a terminal is narrow
 }
+os.environ.setdefault("CVEXP_CACHE", tempfile.mkdtemp(prefix="cvexp-cache-"))  # proposals, kept for the whole session
 for _name in ("WANDB_API_KEY", "WANDB_BASE_URL", "HYDRA_FULL_ERROR", "FORCE_COLOR"):
     os.environ.pop(_name, None)
 

@@ -27,15 +27,15 @@ class Flops:
     unknown: tuple[str, ...]
 
 
-def count_flops(model: nn.Module, images: Tensor) -> Flops:
-    """Counts one pass of ``model`` over uint8 ``[B, 3, H, W]``, at that very size.
+def count_flops(model: nn.Module, images: Tensor, **extras: Any) -> Flops:
+    """Counts one pass of ``model`` over uint8 ``[B, 3, H, W]`` and what else it needs, at that very size.
 
     Example: a 3x3 convolution from 3 to 8 channels with 10x10 outputs is 2 * 3 * 3 * 3 * 8 * 100 = 43,200.
     """
     foreign = _Foreign()
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter, foreign:
-        model(images)
+        model(images, **extras)
     found = {str(operator): int(count) for operator, count in counter.get_flop_counts().get("Global", {}).items()}
     return Flops(counter.get_total_flops(), found, tuple(sorted(foreign.names)))
 

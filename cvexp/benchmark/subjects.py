@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from cvexp.build import SUPPLIED, build_model
 from cvexp.config import Composer, check_config, check_overrides, parse_overrides, register_resolvers
 from cvexp.config.foreign import check_slots, read_foreign, tamed
 from cvexp.data.transforms import Fit
-from cvexp.inference import fit_of, read_checkpoint, rebuild_model
+from cvexp.inference import Propose, fit_of, propose_of, read_checkpoint, rebuild_model
 from cvexp.types import UserError
 
 SCORE = "test/AP"
@@ -51,6 +51,7 @@ class Subject:
         trained: False for random weights, whose scores are random too.
         classes: number of classes.
         score: of its test.
+        propose: makes the proposals of a picture; None for a model that needs none.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Subject:
     trained: bool
     classes: int
     score: Score
+    propose: Propose | None = None
 
     @property
     def parameters(self) -> int:
@@ -95,7 +97,7 @@ def fresh(name: str, words: Sequence[str], classes: int, packages: Sequence[str]
         )
         torch.manual_seed(0)
         model = build_model(config.model, num_classes=classes).eval()
-        return _subject(name, model, config, classes, Score(None, "random weights, nothing to score"), trained=False)
+        return _subject(name, model, config, classes, Score(None, "random weights, nothing to score"), {})
 
 
 def trained(path: str, words: Sequence[str], packages: Sequence[str] = ()) -> Subject:
@@ -119,7 +121,7 @@ def trained(path: str, words: Sequence[str], packages: Sequence[str] = ()) -> Su
     changed = [word for word in words if word.split("=")[0].lstrip("+").split(".")[0] in ("model", "data")]
     score = Score(None, f"tested without {changed[0]}") if changed else run_score(Path(path).expanduser())
     data = str(OmegaConf.select(config, "data._target_") or "").rpartition(".")[2]
-    return _subject(_name(path), model, config, len(about["classes"]), replace(score, data=data), trained=True)
+    return _subject(_name(path), model, config, len(about["classes"]), replace(score, data=data), about)
 
 
 def run_score(path: Path) -> Score:
@@ -162,7 +164,10 @@ def _name(path: str) -> str:
     return run if file.stem == "best" and run else f"{run}/{file.stem}"
 
 
-def _subject(name: str, model: nn.Module, config: DictConfig, classes: int, score: Score, trained: bool) -> Subject:
+def _subject(
+    name: str, model: nn.Module, config: DictConfig, classes: int, score: Score, about: Mapping[str, Any]
+) -> Subject:
+    """``about``: what a checkpoint says of itself; empty for random weights."""
     if getattr(model, "kind", "detection") != "detection":
         raise UserError(
             f"{name}: compares faces and finds no boxes. Fix: models=[yolo,faster_rcnn_fpn], or a detector's ckpt="
@@ -170,7 +175,7 @@ def _subject(name: str, model: nn.Module, config: DictConfig, classes: int, scor
     fit = fit_of(config, name)
     if getattr(model, "square", False) and not fit.pad:
         raise UserError(f"{name}: data.pad={config.data.pad}, and it needs square images. Fix: data.pad=square")
-    return Subject(name, model, fit, trained, classes, score)
+    return Subject(name, model, fit, bool(about), classes, score, propose_of(model, config, about, name))
 
 
 @contextmanager

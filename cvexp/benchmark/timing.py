@@ -6,7 +6,6 @@ time is read. A round begins with a pass that is not timed: the model before has
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,7 @@ from torch import Tensor
 
 from cvexp.benchmark.flops import Flops, count_flops
 from cvexp.benchmark.subjects import Subject
-from cvexp.data.module import collate
-from cvexp.inference import no_objects
+from cvexp.inference import batch_of
 from cvexp.ops.stages import clock, stage
 from cvexp.tasks.detection import in_original_pixels
 
@@ -163,23 +161,23 @@ def one_pass(row: Row, pictures: Sequence[Tensor], device: torch.device) -> dict
     subject = row.subject
     with clock(device) as times:
         with stage("preprocess"):
-            fitted = [subject.fit(picture, no_objects(picture), random.Random(0)) for picture in pictures]
-            images = collate(fitted, ragged=not subject.fit.pad).images.to(device)
+            batch = batch_of(pictures, subject.fit, subject.propose)
+            given = batch.to(device)
         with stage("network"), torch.autocast(device.type, torch.bfloat16, enabled=row.precision == "bf16"):
-            found = subject.model(images)
+            found = subject.model(given.images, **given.extras)
         with stage("postprocess"):
             answers = [
-                in_original_pixels(one.to("cpu"), target) for one, (_, target) in zip(found, fitted, strict=True)
+                in_original_pixels(one.to("cpu"), target) for one, target in zip(found, batch.targets, strict=True)
             ]
-    row.shape, row.detections = tuple(images.shape), sum(map(len, answers))
+    row.shape, row.detections = tuple(batch.images.shape), sum(map(len, answers))
     row.spent += time.perf_counter() - start
     return {**times.seconds, "total": times.total}
 
 
 def flops_of(subject: Subject, picture: Tensor, device: torch.device) -> Flops:
     """Of one image, at the size that the network sees."""
-    fitted = [subject.fit(picture, no_objects(picture), random.Random(0))]
-    return count_flops(subject.model, collate(fitted, ragged=not subject.fit.pad).images.to(device))
+    batch = batch_of([picture], subject.fit, subject.propose).to(device)
+    return count_flops(subject.model, batch.images, **batch.extras)
 
 
 def plan_rows(subjects: Sequence[Subject], batches: Sequence[int], precisions: Sequence[str]) -> Iterator[Row]:

@@ -8,16 +8,27 @@ is no model. What a program that only measures or predicts has no use for is set
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from cvexp.config.messages import Problem, listing, raise_problems, shown
+from cvexp.config.sources import cache_dir
 from cvexp.errors import UserError
 
 _MAX_NODES = 50_000
 _MAX_DEPTH = 40
 LARGEST = {
-    **{"image_size": 4096, "num_workers": 256, "devices": 64, "num_nodes": 64, "batch_size": 65_536},
-    **dict.fromkeys(("train_size", "val_size", "test_size", "resamples", "pairs", "max_detections"), 1_000_000),
+    **{
+        "image_size": 4096,
+        "num_workers": 256,
+        "proposal_workers": 256,
+        "devices": 64,
+        "num_nodes": 64,
+        "batch_size": 65_536,
+    },
+    **dict.fromkeys(
+        ("train_size", "val_size", "test_size", "resamples", "pairs", "max_detections", "max_proposals"), 1_000_000
+    ),
     **{f"{split}_{what}": 100_000 for split in ("train", "val", "test") for what in ("identities", "images")},
 }
 """Numbers by which a configuration asks for memory or processes, and what they may be at most."""
@@ -97,8 +108,10 @@ def _scalar(value: object, key: str) -> Any:
 
 def tamed(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without what only training uses: profiler and plugins (they write files), weights (the checkpoint has
-    them; their files need not be there) and downloads."""
+    them; their files need not be there) and downloads. Proposals are kept where this machine keeps them."""
     found = {**config, "model": _without_weights(config["model"])}
+    if isinstance(data := config.get("data"), Mapping) and "proposal_cache" in data:
+        found["data"] = {**data, "proposal_cache": str(Path(cache_dir()) / "proposals")}
     if isinstance(trainer := config.get("trainer"), Mapping):
         found["trainer"] = {name: None if name in _UNUSED else value for name, value in trainer.items()}
     return found

@@ -45,9 +45,11 @@ def conf_dir() -> Path:
 
 
 def register_resolvers() -> None:
-    """Registers ``${pick:${.size},{tiny:96,base:448}}`` and ``${cvexp_data:}``; calling it again changes nothing."""
+    """Registers ``${pick:${.size},{tiny:96,base:448}}``, ``${cvexp_data:}`` and ``${cvexp_cache:}``; calling it again changes
+    nothing."""
     OmegaConf.register_new_resolver("pick", _pick, replace=True)
     OmegaConf.register_new_resolver("cvexp_data", _data_dir, replace=True)
+    OmegaConf.register_new_resolver("cvexp_cache", cache_dir, replace=True)
 
 
 def _pick(name: object, choices: Mapping[str, Any], *, _node_: Any) -> Any:
@@ -67,6 +69,11 @@ def _data_dir() -> str:
         return folder
     beside = [Path("../shared/data"), _PACKAGE.parents[1] / "shared" / "data"]
     return str(next((folder for folder in beside if folder.is_dir()), Path("data")))
+
+
+def cache_dir() -> str:
+    """``$CVEXP_CACHE``, else ``runs/cache``."""
+    return os.environ.get("CVEXP_CACHE") or str(Path("runs") / "cache")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -18,29 +19,62 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cvexp.data.proposals import Proposer, make_proposer
 from cvexp.data.records import Problem, Source
 from cvexp.data.samplers import EpochOrder, GlobalBatches, IdentityBatches
 from cvexp.data.transforms import GREY, Augment, Fit, Resize, on_ground
+from cvexp.ops.boxes import clip, from_original
 from cvexp.types import Batch, GroundTruth, Target, UserError
 
 Split = Literal["train", "val", "test"]
+Sample = tuple[Tensor, Target] | tuple[Tensor, Target, dict[str, Tensor]]
+"""An image, its objects, and, where there are any, inputs other than pixels by name."""
 MULTIPLE = 32
 """The sides of a batch that is not square are multiples of this, the coarsest stride of most backbones."""
 
 
 class DetectionDataset(Dataset):
-    """A source seen through a transform; indexed by ``(epoch, index)`` so that each sample knows its own seed."""
+    """A source seen through a transform; indexed by ``(epoch, index)`` so that each sample knows its own seed.
 
-    def __init__(self, source: Source, transform: Fit, seed: int) -> None:
+    Args:
+        source: the images.
+        transform: brings them to the model's size.
+        seed: of the augmentation.
+        proposals: of each image ``[R, 4]`` xyxy in original pixels, best first; None: there are none.
+        limit: the best so many of them are handed over.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Fit,
+        seed: int,
+        proposals: Sequence[Tensor] | None = None,
+        limit: int | None = None,
+    ) -> None:
         self.source, self.transform, self.seed = source, transform, seed
+        self.proposals, self.limit = proposals, limit
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Target]:
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         image, target = self.source.read(index)
-        return self.transform(image, target, random.Random(f"{self.seed}/{epoch}/{index}"))
+        image, target = self.transform(image, target, random.Random(f"{self.seed}/{epoch}/{index}"))
+        if self.proposals is None:
+            return image, target
+        return image, target, {"proposals": follow(self.proposals[index][: self.limit], target)}
+
+
+def follow(boxes: Tensor, target: Target) -> Tensor:
+    """Boxes ``[R, 4]`` in original pixels to the ones of the given image, as its objects went: crop, size, flips.
+
+    Those of which less than a pixel is left in a side are dropped.
+    """
+    moved = from_original(boxes, target.to_original)
+    cut = clip(moved, target.size[1], target.size[0])
+    return cut[((cut[:, 2:] - cut[:, :2]) >= 1).all(dim=1)]
 
 
 class FirstImages:
@@ -72,14 +106,16 @@ class FirstImages:
         )
 
 
-def collate(samples: Sequence[tuple[Tensor, Target]], ragged: bool = False) -> Batch:
+def collate(samples: Sequence[Sample], ragged: bool = False) -> Batch:
     """Stacks the images in the layout that networks convert them to anyway (channels last); a worker in shared memory.
 
     Args:
-        samples: images ``[3, h, w]`` with their objects.
+        samples: images ``[3, h, w]`` with their objects and, by name, inputs other than pixels; all have the same.
         ragged: sizes differ; all get the largest sides, rounded up to `MULTIPLE`.
     """
-    images, targets = [image for image, _ in samples], [target for _, target in samples]
+    images, targets = [sample[0] for sample in samples], [sample[1] for sample in samples]
+    more = [sample[2] for sample in samples if len(sample) == 3]
+    extras = {name: [each[name] for each in more] for name in (more[0] if more else ())}
     if ragged:
         images, targets = on_canvas(images, targets)
     images = [image.permute(1, 2, 0) for image in images]  # [H, W, 3]
@@ -90,7 +126,7 @@ def collate(samples: Sequence[tuple[Tensor, Target]], ragged: bool = False) -> B
         storage = images[0]._typed_storage()._new_shared(len(images) * images[0].numel(), device=images[0].device)
         out = images[0].new(storage).resize_(shape)
     torch.stack(images, out=out)
-    return Batch(images=out.permute(0, 3, 1, 2), targets=targets)
+    return Batch(out.permute(0, 3, 1, 2), targets, extras)
 
 
 def on_canvas(images: Sequence[Tensor], targets: Sequence[Target]) -> tuple[list[Tensor], list[Target]]:
@@ -169,7 +205,12 @@ class DetectionData(LightningDataModule):
         pad: ``square``, or ``batch``: batches of landscape or portrait images, padded to the largest of the batch. That saves
             a quarter of the work on photographs; another number of processes then pads (a little) differently.
         augment: of training images; None leaves them as they are.
+        limit_train, limit_val, limit_test: only the first so many images of a split; None takes all.
         overfit: the first so many training images stand for all three splits (``debug=overfit``); None for real runs.
+        proposals: regions that the model gets beside the image (`cvexp.data.proposals`): a name, or a proposer; None: none.
+        max_proposals: the best so many of an image.
+        proposal_cache: folder in which they are kept by image; None makes them anew in every run.
+        proposal_workers: processes that make them.
         seed: of the order and of the augmentation.
 
     Attributes:
@@ -186,7 +227,14 @@ class DetectionData(LightningDataModule):
     resize: Resize = "letterbox"
     pad: Literal["square", "batch"] = "square"
     augment: Augment | None = field(default_factory=Augment)
+    limit_train: int | None = None
+    limit_val: int | None = None
+    limit_test: int | None = None
     overfit: int | None = None
+    proposals: str | Proposer | None = None
+    max_proposals: int = 2000
+    proposal_cache: str | None = None
+    proposal_workers: int = 2
     seed: int = 0
     problems: dict[str, list[Problem]] = field(default_factory=dict, init=False)
     tested: Split = field(default="test", init=False)
@@ -195,12 +243,19 @@ class DetectionData(LightningDataModule):
         super().__init__()
         self._sources: dict[str, Source] = {}
         self._begin = (0, 0)
+        self._store: Any = None
+        self._proposals: dict[str, Sequence[Tensor]] = {}
         for name, least in (
             ("image_size", 1),
             ("batch_size", 1),
             ("eval_batch_size", 1),
             ("num_workers", 0),
+            ("limit_train", 1),
+            ("limit_val", 1),
+            ("limit_test", 1),
             ("overfit", 1),
+            ("max_proposals", 1),
+            ("proposal_workers", 1),
         ):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -210,6 +265,9 @@ class DetectionData(LightningDataModule):
                 raise UserError(
                     f"data.{name}={getattr(self, name)!r} is not one of: {', '.join(choices)}. Fix: data.{name}={choices[0]}"
                 )
+
+        if self.proposals is not None:
+            self.proposals = make_proposer(self.proposals)
 
     @abstractmethod
     def load(self, split: Split) -> Source:
@@ -225,8 +283,34 @@ class DetectionData(LightningDataModule):
             if self.overfit is not None:
                 self._sources |= dict.fromkeys(get_args(Split), FirstImages(self.load("train"), self.overfit))
             else:
-                self._sources[split] = self.load(split)
+                limit = getattr(self, f"limit_{split}")
+                whole = self.load(split)
+                self._sources[split] = whole if limit is None else FirstImages(whole, limit)
         return self._sources[split]
+
+    def proposals_of(self, split: Split) -> Sequence[Tensor]:
+        """Of each image of a split ``[R, 4]`` xyxy in original pixels, best first, all that there are; made once.
+
+        Raises:
+            UserError: ``data.proposals`` is null.
+        """
+        if self.proposals is None:
+            raise UserError("data.proposals=null, and somebody asks for them. Fix: data.proposals=selective_search")
+        assert not isinstance(self.proposals, str)
+        if self._store is None:
+            from cvexp.data.proposals.store import ProposalStore
+
+            if getattr(self.proposals, "learns", False) and not self.proposals.state():
+                self.proposals.fit(self.source("train").ground_truth())
+            cache = None if self.proposal_cache is None else Path(self.proposal_cache).expanduser()
+            self._store = ProposalStore(self.proposals, cache, self.proposal_workers)
+        if split not in self._proposals:
+            self._proposals[split] = self._store.of(self.source(split), split)
+        return self._proposals[split]
+
+    def proposal_seconds(self) -> float | None:
+        """What making the proposals of an image of the tested split took; None without any, or where nobody timed them."""
+        return None if self._store is None else self._store.seconds(self.tested)
 
     @property
     def class_names(self) -> list[str]:
@@ -251,6 +335,8 @@ class DetectionData(LightningDataModule):
         needed: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
         for split in needed.get(stage, (self.tested,)):
             self.source(split)
+            if self.proposals is not None:
+                self.proposals_of(split)
 
     def dataset(self, split: Split, augmented: bool) -> DetectionDataset:
         """The samples of a split as the network will see them."""
@@ -260,7 +346,8 @@ class DetectionData(LightningDataModule):
             augment=self.augment if augmented else None,
             pad=self.pad == "square",
         )
-        return DetectionDataset(self.source(split), transform, self.seed)
+        proposals = None if self.proposals is None else self.proposals_of(split)
+        return DetectionDataset(self.source(split), transform, self.seed, proposals, self.max_proposals)
 
     def _loader(self, split: Split, training: bool = False) -> DataLoader:
         dataset = self.dataset(split, augmented=training)

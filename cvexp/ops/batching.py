@@ -1,10 +1,11 @@
-"""Lists of per-image objects to padded tensors, so that matching needs no loop over images."""
+"""Lists of per-image objects and proposals to padded tensors, so that matching needs no loop over images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -39,3 +40,16 @@ def pad_targets(targets: Sequence[Target]) -> PaddedTargets:
             boxes.new_zeros(size, 1, 4), labels.new_zeros(size, 1), valid.new_zeros(size, 1), ignored.new_zeros(size, 1)
         )
     return PaddedTargets(boxes, labels, valid, ignored)
+
+
+def pad_boxes(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Boxes of B images to ``[B, R, 4]`` and which of them are real, bool ``[B, R]``; R is at least 1.
+
+    Args:
+        boxes: of each image ``[R_i, 4]`` xyxy; padded with zeros.
+    """
+    counts = [len(each) for each in boxes]
+    rows = max(*counts, 1)
+    padded = torch.stack([torch.nn.functional.pad(each, (0, 0, 0, rows - len(each))) for each in boxes])
+    real = torch.arange(rows) < torch.tensor(counts)[:, None]  # on the host: nothing waits for the device
+    return padded, real.to(padded.device, non_blocking=True)

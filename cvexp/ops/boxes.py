@@ -72,3 +72,11 @@ def to_original(boxes: Tensor, transform: Tensor) -> Tensor:
     scale, offset = transform[:2].repeat(2), transform[2:].repeat(2)
     back = (boxes - offset) / scale
     return torch.cat([torch.minimum(back[..., :2], back[..., 2:]), torch.maximum(back[..., :2], back[..., 2:])], dim=-1)
+
+
+def from_original(boxes: Tensor, transform: Tensor) -> Tensor:
+    """The inverse of `to_original`: ``[N, 4]`` xyxy in pixels of the original image to those of the given one."""
+    moved = boxes * transform[:2].repeat(2) + transform[2:].repeat(2)
+    return torch.cat(
+        [torch.minimum(moved[..., :2], moved[..., 2:]), torch.maximum(moved[..., :2], moved[..., 2:])], dim=-1
+    )

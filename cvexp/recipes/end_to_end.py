@@ -1,4 +1,4 @@
-"""The order of stages: plain functions ``recipe(make_trainer, task, data)``, a fresh Trainer for each stage that trains."""
+"""Train the whole network at once, or not at all, and test it; the parts that other recipes share with these."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from cvexp.callbacks import costs
@@ -22,18 +23,60 @@ def end_to_end(
         Flat results: everything logged by the test, the validation score of the tested checkpoint (``val/best``), and what
         training took (``train/seconds, train/epochs, train/steps, train/images``), and what `cvexp.callbacks.costs` measured.
     """
+    trainer, results = trained(make_trainer, task, data)
+    return results if trainer.interrupted else results | tested(trainer, task, data, kept_checkpoint(trainer))
+
+
+def trained(
+    make_trainer: Callable[[], Trainer], task: LightningModule, data: LightningDataModule
+) -> tuple[Trainer, dict[str, float]]:
+    """Fits the network; the model is first told of the training data, where it wants to know (``learn_from``).
+
+    Returns:
+        The trainer, whose ``interrupted`` says whether it came to its end, and what training took (`end_to_end`).
+    """
+    learn(task, data)
     trainer = make_trainer()
     start = time.perf_counter()
     trainer.fit(task, datamodule=data, ckpt_path=resumed_from(trainer), weights_only=True)
     seconds = training_seconds(trainer, time.perf_counter() - start)
     results = {"train/seconds": seconds, "train/epochs": trainer.current_epoch, "train/steps": trainer.global_step}
     results |= images_seen(trainer)
-    if trainer.interrupted:
-        return results
-    results |= best_score(trainer)
-    best = kept_checkpoint(trainer)
-    tested = trainer.test(task, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
-    return results | {name: float(value) for name, value in tested[0].items()} | costs.measured(trainer)
+    return trainer, results if trainer.interrupted else results | best_score(trainer)
+
+
+def tested(
+    trainer: Trainer, task: LightningModule, data: LightningDataModule, checkpoint: str | None
+) -> dict[str, float]:
+    """What the test logs, of the weights of ``checkpoint`` or (None) as they are, and what `cvexp.callbacks.costs` measured.
+
+    With ``test/proposals_seconds_per_image`` where proposals were made beforehand.
+    """
+    found = trainer.test(task, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
+    return {name: float(value) for name, value in found.items()} | costs.measured(trainer) | proposal_seconds(data)
+
+
+def learn(task: LightningModule, data: LightningDataModule) -> None:
+    """What a paper takes from the training set before the first step: a model's own ``learn_from(data)``."""
+    learn_from = getattr(task.model, "learn_from", None)
+    if learn_from is not None:
+        data.setup("fit")
+        learn_from(data)
+
+
+def load_kept(trainer: Trainer, task: LightningModule) -> None:
+    """The weights of the checkpoint that is kept into the task, for the stages after a fit."""
+    path = kept_checkpoint(trainer)
+    if path is not None:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        task.load_state_dict(content["state_dict"])
+
+
+def proposal_seconds(data: LightningDataModule) -> dict[str, float]:
+    """``test/proposals_seconds_per_image``, nothing where there are none or nobody timed them."""
+    ask = getattr(data, "proposal_seconds", None)
+    seconds = None if ask is None else ask()
+    return {} if seconds is None else {"test/proposals_seconds_per_image": seconds}
 
 
 def test_only(
@@ -44,13 +87,15 @@ def test_only(
     Returns:
         Flat results: everything logged by validation and test, and what `cvexp.callbacks.costs` measured.
     """
+    learn(task, data)
     trainer = make_trainer()
-    options = {"datamodule": data, "verbose": False, "weights_only": True}
-    validated = trainer.validate(task, **options)[0]  # a threshold may be chosen here
+    validated = trainer.validate(task, datamodule=data, verbose=False, weights_only=True)[
+        0
+    ]  # a threshold may be chosen here
     if getattr(trainer.checkpoint_callback, "dirpath", None) and not trainer.fast_dev_run:
         trainer.save_checkpoint(Path(trainer.checkpoint_callback.dirpath) / "best.ckpt")
-    tested = trainer.test(task, **options)[0]
-    return {name: float(value) for name, value in (validated | tested).items()} | costs.measured(trainer)
+    found = {name: float(value) for name, value in validated.items()}
+    return found | tested(trainer, task, data, None)
 
 
 def kept_checkpoint(trainer: Trainer) -> str | None:
