@@ -74,8 +74,10 @@ class Stages:
     def _read(path: Path) -> Artefact:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a broken file provokes in the unpickler
-            raise UserError(f"{path}: cannot be read ({error}). Fix: remove it; its stage is then done again") from None
+        except Exception as error:  # whatever a broken file provokes in the unpickler, whose own advice is no good
+            raise UserError(
+                f"{path}: cannot be read ({type(error).__name__}). Fix: remove it; its stage is then done again"
+            ) from None
         if not isinstance(found, Mapping):
             raise UserError(f"{path}: is no artefact of a stage. Fix: remove it; its stage is then done again")
         return dict(found)

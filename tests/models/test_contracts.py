@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cvexp.build import build_model
 from cvexp.config import conf_dir
-from cvexp.types import Detection, Target
+from cvexp.types import Detection, Target, UserError
 
 MODELS = models_of("detection")
 NAMES = {  # the losses of a model, as its paper names them
@@ -48,9 +48,21 @@ def target(boxes: list[list[float]], labels: list[int], size: int, image_id: int
     )
 
 
+def regions(boxes: list[list[float]], size: int) -> list[torch.Tensor]:
+    """Proposals of two images: of the first around its objects, of both anywhere, of the second fewer."""
+    generator = torch.Generator().manual_seed(0)
+    near = torch.tensor(boxes).repeat(8, 1) + torch.randn(8 * len(boxes), 4, generator=generator) * 0.04 * size
+    corners = torch.rand(2, 40, 2, generator=generator) * 0.7 * size
+    anywhere = torch.cat([corners, corners + 4 + torch.rand(2, 40, 2, generator=generator) * 0.25 * size], dim=-1)
+    return [torch.cat([near, anywhere[0]]).clamp(0, size), anywhere[1, :20]]
+
+
+Case = tuple[str, nn.Module, torch.Tensor, list[Target], dict[str, list[torch.Tensor]]]
+
+
 @pytest.fixture(scope="module", params=MODELS)
-def case(request: pytest.FixtureRequest) -> tuple[str, nn.Module, torch.Tensor, list[Target]]:
-    """Name, network, two images and their objects; the second image has none."""
+def case(request: pytest.FixtureRequest) -> Case:
+    """Name, network, two images and their objects, and what else it needs; the second image has no object."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
@@ -66,22 +78,28 @@ def case(request: pytest.FixtureRequest) -> tuple[str, nn.Module, torch.Tensor, 
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     objects = [[0.1, 0.1, 0.5, 0.4], [0.4, 0.5, 0.95, 0.9]]
     boxes = [[v * size for v in box] for box in objects]
-    return request.param, model, images, [target(boxes, [2, 0], size, 0), target([], [], size, 1)]
+    extras = {"proposals": regions(boxes, size)} if "proposals" in getattr(model, "external", ()) else {}
+    return request.param, model, images, [target(boxes, [2, 0], size, 0), target([], [], size, 1)], extras
+
+
+def first(extras: dict[str, list[torch.Tensor]], count: int = 1) -> dict[str, list[torch.Tensor]]:
+    """Of the first images alone."""
+    return {name: values[:count] for name, values in extras.items()}
 
 
 def test_losses_are_named_finite_scalars(case) -> None:
-    name, model, images, targets = case
+    name, model, images, targets, extras = case
     model.train()
-    losses = model(images, targets)
+    losses = model(images, targets, **extras)
     assert set(losses) == NAMES[name]
     assert all(value.ndim == 0 and math.isfinite(value.detach()) and value.requires_grad for value in losses.values())
 
 
 def test_every_trainable_parameter_gets_a_gradient(case) -> None:
-    name, model, images, targets = case
+    name, model, images, targets, extras = case
     model.train()
     model.zero_grad()
-    sum(model(images, targets).values()).backward()
+    sum(model(images, targets, **extras).values()).backward()
     without = {
         n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
     }
@@ -89,20 +107,20 @@ def test_every_trainable_parameter_gets_a_gradient(case) -> None:
 
 
 def test_validation_loss_exists_in_eval_mode(case) -> None:
-    _, model, images, targets = case
+    _, model, images, targets, extras = case
     model.eval()
     with torch.no_grad():
-        losses, detections = model.loss_and_detect(images, targets)
-        alone = model(images, targets)
+        losses, detections = model.loss_and_detect(images, targets, **extras)
+        alone = model(images, targets, **extras)
     assert {k: v.item() for k, v in losses.items()} == {k: v.item() for k, v in alone.items()}
     assert len(detections) == 2
 
 
 def test_detections_are_typed_sorted_and_inside(case) -> None:
-    _, model, images, _ = case
+    _, model, images, _, extras = case
     model.eval()
     with torch.no_grad():
-        detections = model(images)
+        detections = model(images, **extras)
     height, width = images.shape[-2:]
     assert len(detections) == len(images)
     assert sum(len(d) for d in detections) > 0  # else nothing below is tested
@@ -120,56 +138,58 @@ def test_detections_are_typed_sorted_and_inside(case) -> None:
 
 
 def test_inputs_are_left_alone(case) -> None:
-    _, model, images, targets = case
-    before, pixels = copy.deepcopy(targets), images.clone()
+    _, model, images, targets, extras = case
+    before, pixels, given = copy.deepcopy(targets), images.clone(), copy.deepcopy(extras)
     model.train()
-    model(images, targets)
+    model(images, targets, **extras)
     assert torch.equal(images, pixels)
+    for name, values in given.items():
+        assert all(torch.equal(old, new) for old, new in zip(values, extras[name], strict=True))
     for old, new in zip(before, targets, strict=True):
         assert torch.equal(old.boxes, new.boxes)
         assert torch.equal(old.labels, new.labels)
 
 
 def test_a_batch_without_any_object_trains(case) -> None:
-    _, model, images, targets = case
+    _, model, images, targets, extras = case
     model.train()
-    losses = model(images, [targets[1], targets[1]])
+    losses = model(images, [targets[1], targets[1]], **extras)
     total = sum(losses.values())
     total.backward()
     assert math.isfinite(total.detach())
 
 
 def test_a_difficult_object_is_neither_object_nor_background(case) -> None:
-    _, model, images, targets = case
+    _, model, images, targets, extras = case
     model.eval()
-    hard = copy.deepcopy(targets[0])
+    hard, given = copy.deepcopy(targets[0]), first(extras)
     hard.difficult[:] = True
-    ignoring = model.assignments(images[:1], [hard])
-    empty = model.assignments(images[:1], [targets[1]])
+    ignoring = model.assignments(images[:1], [hard], **given)
+    empty = model.assignments(images[:1], [targets[1]], **given)
     assert not any(a.match.positive.any() for a in ignoring)
     assert (~empty[0].match.ignored & ignoring[0].match.ignored).any()  # background no more
     assert (~ignoring[0].match.ignored & (ignoring[0].match.weight > 0)).any()  # while the rest still is
     with torch.no_grad():
-        losses = model(images[:1], [hard])
+        losses = model(images[:1], [hard], **given)
     assert all(math.isfinite(v) for v in losses.values())
 
 
 def test_saved_and_loaded_gives_the_same_output(case, tmp_path, compose: Callable) -> None:
-    name, model, images, _ = case
+    name, model, images, _, extras = case
     model.eval()
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     again = build_model(compose(f"model={name}", "model.size=tiny").model, NUM_CLASSES)
     again.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
     again.eval()
     with torch.no_grad():
-        for a, b in zip(model(images), again(images), strict=True):
+        for a, b in zip(model(images, **extras), again(images, **extras), strict=True):
             assert torch.equal(a.boxes, b.boxes)
             assert torch.equal(a.scores, b.scores)
 
 
 def test_assignments_show_what_the_loss_sees(case) -> None:
-    _, model, images, targets = case
-    assignments = model.assignments(images, targets)
+    _, model, images, targets, extras = case
+    assignments = model.assignments(images, targets, **extras)
     assert len({a.name for a in assignments}) == len(assignments) > 0
     for boxes, match in ((a.boxes, a.match) for a in assignments):
         assert boxes.shape == (*match.positive.shape, 4)
@@ -201,7 +221,14 @@ def test_the_guard_sees_a_sync() -> None:
 
 
 def test_a_training_step_never_waits_for_the_device(case) -> None:
-    _, model, images, targets = case
+    _, model, images, targets, extras = case
     model.train()
     with _NoSync():
-        torch.stack(list(model(images, targets).values())).sum().backward()
+        torch.stack(list(model(images, targets, **extras).values())).sum().backward()
+
+
+def test_a_model_that_needs_proposals_says_so(case) -> None:
+    _, model, images, targets, extras = case
+    if extras:
+        with pytest.raises(UserError, match=r"needs proposals.*Fix: data\.proposals=selective_search"):
+            model(images, targets)

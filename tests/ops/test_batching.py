@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cvexp.ops.batching import pad_targets
+from cvexp.ops.batching import pad_boxes, pad_targets
 from cvexp.types import Target
 
 
@@ -43,3 +43,21 @@ def test_padding_equals_a_loop(counts):
             assert torch.equal(padded.boxes[i, j], t.boxes[j] if real else torch.zeros(4))
             assert padded.labels[i, j].item() == (t.labels[j].item() if real else 0)
             assert padded.ignored[i, j].item() is (real and (t.difficult[j] | t.crowd[j]).item())
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [3, 0, 5],  # different lengths, one image without any
+        [0, 0],  # none at all: one column of nothing
+        [2],  # one image
+    ],
+)
+def test_padded_boxes_equal_a_loop(counts):
+    given = [torch.rand(count, 4) + 1 for count in counts]
+    boxes, real = pad_boxes(given)
+    assert boxes.shape == (*real.shape, 4) == (len(counts), max(1, *counts), 4)
+    for i, each in enumerate(given):
+        assert torch.equal(boxes[i, : len(each)], each)
+        assert not boxes[i, len(each) :].any()
+        assert real[i].tolist() == [j < len(each) for j in range(real.shape[1])]

@@ -10,7 +10,7 @@ import torchvision
 from box_oracle import loop_iou, random_boxes
 
 import cvexp.ops.boxes
-from cvexp.ops.boxes import area, clip, cxcywh_to_xyxy, paired_iou, scale, to_original, xyxy_to_cxcywh
+from cvexp.ops.boxes import area, clip, cxcywh_to_xyxy, from_original, paired_iou, scale, to_original, xyxy_to_cxcywh
 
 
 def test_the_examples_of_the_docstrings():
@@ -110,4 +110,5 @@ def test_to_original_undoes_any_map():
         x1, y1, x2, y2 = boxes.unbind(1)
         given = torch.stack([x2 * s[0] + o[0], y1 * s[1] + o[1], x1 * s[0] + o[0], y2 * s[1] + o[1]], dim=1)  # a flip
         torch.testing.assert_close(to_original(given, torch.cat([s, o])), boxes)
+        torch.testing.assert_close(from_original(boxes, torch.cat([s, o])), given)
     assert to_original(torch.zeros(0, 4), torch.ones(4)).shape == (0, 4)
