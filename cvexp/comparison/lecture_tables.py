@@ -30,6 +30,7 @@ from cvexp.comparison.runs import Run
 from cvexp.comparison.tables import NONE
 
 AP50 = ("test/AP50",)
+PASSES = "test/cnn_passes_per_image"
 ACCURACY = ("test/accuracy", "test/best_accuracy")
 VOC07 = ("test/definitions/voc07", "definitions/voc07")
 
@@ -165,7 +166,7 @@ def _about(filled: Filled) -> tuple[str, ...]:
 
 
 def regions(filled: Filled) -> LectureTable:
-    """R-CNN, SPPnet, Fast and Faster R-CNN: seconds with proposals, speed-up, mAP."""
+    """R-CNN, SPPnet, Fast and Faster R-CNN: passes of the CNN, seconds with proposals, speed-up, mAP."""
     both, base = _own_definition(filled.found), _base(filled)
     rows = []
     for row, ours, line in filled.lines():
@@ -178,14 +179,18 @@ def regions(filled: Filled) -> LectureTable:
                 Cell(ratio_text(ratio), ratio, (SPEED_UP_NOTE,)) if ratio and line == 1 else Cell(),
                 said_cell(row.said.get("map"), line),
                 ours_cell(row, ours, filled.place),
+                Cell() if ours is None else measured(ours, PASSES),
                 *_seconds_and_ratio(filled, row, ours, base),
                 *_scores(ours, both),
                 count_cell(ours),
             )
         )
-    columns = ("system", "paper: s/image", "paper: speed-up", "paper: mAP %", "ours", "s/image", "speed-up")
+    columns = (
+        *("system", "paper: s/image", "paper: speed-up", "paper: mAP %"),
+        *("ours", "CNN passes", "s/image", "speed-up"),
+    )
     title = filled.title("From R-CNN to Faster R-CNN")
-    about = (*_about(filled), "Seconds include proposals.")
+    about = (*_about(filled), "CNN passes are of the convolutions, for one image; seconds include proposals.")
     return LectureTable("regions", title, about, (*columns, *_score_names(both), "n"), tuple(rows))
 
 

@@ -50,10 +50,13 @@ def tested(
 ) -> dict[str, float]:
     """What the test logs, of the weights of ``checkpoint`` or (None) as they are, and what `cvexp.callbacks.costs` measured.
 
-    With ``test/proposals_seconds_per_image`` where proposals were made beforehand.
+    With ``test/proposals_seconds_per_image`` where proposals were made beforehand, and ``test/cnn_passes_per_image`` where the
+    model tells it.
     """
     found = trainer.test(task, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
-    return {name: float(value) for name, value in found.items()} | costs.measured(trainer) | proposal_seconds(data)
+    passes = getattr(task.model, "cnn_passes_per_image", None)
+    told = {} if passes is None else {"test/cnn_passes_per_image": float(passes)}
+    return {name: float(value) for name, value in found.items()} | costs.measured(trainer) | proposal_seconds(data) | told
 
 
 def learn(task: LightningModule, data: LightningDataModule) -> None:

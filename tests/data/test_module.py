@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from cvexp.data.module import collate
+from cvexp.data.module import DetectionDataset, collate, follow
 from cvexp.data.shapes import ShapesData
-from cvexp.data.transforms import GREY, Augment
+from cvexp.data.transforms import GREY, Augment, Fit
 from cvexp.data.voc import VOCData
 from cvexp.types import Batch, Target, UserError
 
@@ -248,3 +248,70 @@ def test_overfitting_shows_the_same_images_in_every_split():
     assert truth.image_ids.tolist() == [0, 1, 2, 3]
     assert len(truth.boxes) == sum(len(t) for t in test.targets)
     assert truth.image_index.max() < 4
+
+
+# -- proposals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resize", ["letterbox", "warp"])
+@pytest.mark.parametrize(
+    "augment",
+    [
+        None,  # only the size changes
+        Augment(flip=1.0),
+        Augment(flip=1.0, flip_vertical=1.0),
+        Augment(jitter=0.3, zoom=(0.5, 1.5), flip=0.5, flip_vertical=0.5, min_visible=0.0),  # crops and grounds
+    ],
+    ids=["plain", "flipped", "both flips", "cropped"],
+)
+def test_proposals_go_the_way_of_the_objects(augment: Augment | None, resize: str) -> None:
+    """The objects' own boxes as proposals: whatever happens to an image, they lie on its objects."""
+    source = data(train_size=12).source("train")
+    proposals = [source.read(index)[1].boxes for index in range(12)]
+    dataset = DetectionDataset(source, Fit(size=130, resize=resize, augment=augment), 0, proposals, limit=None)
+    seen = 0
+    for index in range(12):
+        for epoch in range(3):
+            _, target, extras = dataset[epoch, index]
+            found = extras["proposals"]
+            assert found.dtype == torch.float32
+            for box in target.boxes:
+                assert ((found - box).abs().amax(dim=1) < 1e-3).any()
+                seen += 1
+            assert (found >= 0).all()
+            assert (found[:, 2] <= target.size[1]).all()
+            assert (found[:, 3] <= target.size[0]).all()
+    assert seen > 60
+
+
+def test_of_the_proposals_the_best_that_are_left_come_in_their_order() -> None:
+    """Those that the crop cuts away are dropped after the best were chosen: an image may have fewer."""
+    target = data().dataset("train", augmented=False)[0, 0][1]
+    target = replace(target, size=(96, 96), to_original=torch.tensor([-1.0, 1.0, 96.0, 0.0]))  # flipped
+    given = torch.tensor([[0.0, 0, 10, 10], [90, 90, 200, 200], [100, 0, 120, 10], [5, 5, 5.5, 50]])
+    assert follow(given, target).tolist() == [[86, 0, 96, 10], [0, 90, 6, 96]]
+    assert follow(torch.zeros(0, 4), target).shape == (0, 4)
+    source = data().source("train")
+    dataset = DetectionDataset(source, Fit(size=96, resize="letterbox"), 0, [given] * 10, limit=1)
+    assert dataset[0, 0][2]["proposals"].tolist() == [[0, 0, 10, 10]]
+
+
+def test_a_batch_holds_the_proposals_of_each_image() -> None:
+    samples = [
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), None, {"proposals": torch.full((n, 4), float(n))}) for n in (2, 0)
+    ]
+    batch = collate(samples)
+    assert [len(boxes) for boxes in batch.extras["proposals"]] == [2, 0]
+    assert collate([sample[:2] for sample in samples]).extras == {}
+
+
+# -- fewer images ------------------------------------------------------------------------------------------------------
+
+
+def test_a_split_can_be_limited_to_its_first_images() -> None:
+    module = data(limit_train=3, limit_test=1)
+    assert [len(module.source(split)) for split in ("train", "val", "test")] == [3, 5, 1]
+    assert module.source("test").ground_truth().image_ids.tolist() == [0]
+    assert sorted(id for batch in ids(data(limit_train=4).train_dataloader()) for id in batch) == [0, 1, 2, 3]
+    with pytest.raises(UserError, match=r"data\.limit_val=0 must be at least 1"):
+        data(limit_val=0)
