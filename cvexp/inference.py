@@ -222,12 +222,11 @@ class Predictor:
         """The same for several uint8 ``[3, H, W]`` of any sizes in one pass."""
         batch = batch_of(images, self.fit, self.propose)
         given = batch.to(self.device)
-        answers = []
-        for detection, target in zip(self.model(given.images, **given.extras), batch.targets, strict=True):
-            found = in_original_pixels(detection.to("cpu"), target)
-            keep = found.scores >= threshold
-            answers.append(Detection(found.boxes[keep], found.scores[keep], found.labels[keep]))
-        return answers
+        found = self.model(given.images, **given.extras)
+        return [
+            in_original_pixels(detection.to("cpu").above(threshold), target)
+            for detection, target in zip(found, batch.targets, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

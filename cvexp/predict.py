@@ -1,7 +1,8 @@
 """Find objects in pictures and videos: ``python -m cvexp.predict ckpt=... source=<image, folder, video, camera or stream>``.
 
-Writes every picture with its boxes under its own name (a video as one MP4), ``detections.json`` (COCO results with the list of
-images and classes) and ``detections.csv``. A face model compares faces instead: see `cvexp.predict_faces`.
+Writes every picture with its boxes and masks under its own name (a video as one MP4), ``detections.json`` (COCO results with the
+list of images and classes; masks as run lengths) and ``detections.csv``. A face model compares faces instead: see
+`cvexp.predict_faces`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ source=0                   a camera by its number; runs until Ctrl-C or limit=
 source=rtsp://host/path    a stream, also http:// and others; runs until Ctrl-C or limit=
 
 Draws what the checkpoint finds and writes detections.json (COCO results) and detections.csv, in pixels of each picture.
+Masks, where the model finds any, are drawn too; in detections.json they are COCO's run lengths (segmentation).
 Detections from threshold on are drawn; all above 0.01 are written to the files, unless threshold is lower still.
 
 Videos, cameras and streams need pip install 'cvexp[video]'. They become videos/<name>.mp4 with the source's size and speed;
@@ -326,8 +328,8 @@ def _batches(predictor: Any, files: list[Path], size: int, threshold: float) -> 
 
 
 def _rows(detection: Detection, image_id: int) -> list[dict[str, Any]]:
-    """COCO results: ``bbox`` is left, top, width, height in pixels; categories are numbered from 1."""
-    return [
+    """COCO results: ``bbox`` is left, top, width, height in pixels; categories are numbered from 1; masks are run lengths."""
+    rows: list[dict[str, Any]] = [
         {
             "image_id": image_id,
             "category_id": label + 1,
@@ -338,15 +340,17 @@ def _rows(detection: Detection, image_id: int) -> list[dict[str, Any]]:
             detection.boxes.tolist(), detection.scores.tolist(), detection.labels.tolist(), strict=True
         )
     ]
+    if detection.encoded is not None:
+        for row, mask in zip(rows, detection.encoded, strict=True):
+            row["segmentation"] = {"size": list(mask["size"]), "counts": mask["counts"].decode("ascii")}
+    return rows
 
 
 def _drawing(picture: Any, detection: Detection, classes: Sequence[str], threshold: float) -> tuple[Image.Image, int]:
-    """The picture with the boxes from ``threshold`` on, and their number."""
-    from cvexp.viz import draw_boxes
+    """The picture with the boxes and masks from ``threshold`` on, and their number."""
+    from cvexp.viz import draw_detections
 
-    keep = detection.scores >= threshold
-    drawn = draw_boxes(picture, detection.boxes[keep], detection.labels[keep], classes, detection.scores[keep])
-    return drawn, int(keep.sum())
+    return draw_detections(picture, detection, classes, threshold), int((detection.scores >= threshold).sum())
 
 
 def _save(drawing: Image.Image, path: Path) -> None:

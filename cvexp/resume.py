@@ -38,7 +38,8 @@ MAY_CHANGE = (
     *EXTENDS,
     *("resume", "launcher", "paths.*", "allow_targets*", "logger.*", "metric.*"),
     "callbacks.*",
-    *("data.num_workers", "data.eval_batch_size", "data.root", "data.*_root"),
+    *("data.num_workers", "data.eval_batch_size", "data.root", "data.*_root", "data.proposal_cache"),
+    "data.proposal_workers",
     *(f"trainer.{name}" for name in ("accelerator", "strategy*", "devices", "num_nodes", "precision", "plugins*")),
     *(f"trainer.{name}" for name in ("min_epochs", "min_steps", "limit_val_batches", "limit_test_batches")),
     *(f"trainer.{name}" for name in ("check_val_every_n_epoch", "val_check_interval", "log_every_n_steps", "enable_*")),
@@ -295,8 +296,8 @@ def make_way(folder: Path, resumed: bool) -> None:
             f"{folder} holds a run already, which would be overwritten. Fix: resume={folder} to go on with it, another"
             " hydra.run.dir, or remove it"
         )
-    for name in OF_ONE_RUN:
-        (folder / name).unlink(missing_ok=True)
+    for path in [*(folder / name for name in OF_ONE_RUN), *(folder / "stages").glob("*.pt")]:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -105,6 +105,15 @@ class Detection:
         moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         return replace(self, **moved)  # type: ignore[arg-type]
 
+    def above(self, threshold: float) -> Self:
+        """Those whose score is ``threshold`` or more, with all that belongs to them."""
+        keep = self.scores >= threshold
+        masks = None if self.masks is None else self.masks[keep]
+        encoded = self.encoded
+        if encoded is not None:
+            encoded = [mask for mask, kept in zip(encoded, keep.tolist(), strict=True) if kept]
+        return type(self)(self.boxes[keep], self.scores[keep], self.labels[keep], masks, encoded)
+
     @classmethod
     def empty(cls, device: torch.device | str = "cpu") -> Self:
         """No detection at all."""

@@ -35,8 +35,8 @@ ARROWS: dict[str, set[str]] = {
     "models": {"types", "ops", "losses", "backbones", "necks", "comparators"},
     # one kind of task: it serves every network of its kind and knows none by name
     "tasks": {"types", "ops", "losses", "metrics", "schedules"},
-    # they make trainers, and ask callbacks how a stage went
-    "recipes": {"types", "ops", "losses", "backbones", "necks", "models", "tasks", "metrics", "callbacks"},
+    # they make trainers, ask callbacks how a stage went, and in stages without a trainer read the data themselves
+    "recipes": {"types", "ops", "losses", "backbones", "necks", "models", "tasks", "metrics", "callbacks", "data"},
     # beside the arrows
     "data": {"types", "ops"},
     "metrics": {"types", "ops", "viz"},  # their curves are drawn and written as all figures are
@@ -52,7 +52,7 @@ ARROWS: dict[str, set[str]] = {
 COMMANDS = {
     *("train", "evaluate", "predict", "predict_faces", "build", "results", "inference", "transfer", "config"),
     *("resume", "manifest", "launch", "replay", "bench", "benchmark", "evaluate_detections", "ablation"),
-    *("sweeps", "compare", "comparison", "leaderboard"),
+    *("sweeps", "compare", "comparison", "leaderboard", "proposals"),
 }
 # The network does not know the trainer; pictures are drawn without one.
 WITHOUT_LIGHTNING = {

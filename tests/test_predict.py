@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cvexp import predict as command
 from cvexp.errors import UserError
+from cvexp.metrics.encoded_masks import encode_masks
 from cvexp.predict import find_images, predict
 from cvexp.types import Detection
 
@@ -351,3 +352,80 @@ def test_command_says_where(model: RedSquare, clip: Path, tmp_path: Path, monkey
     assert "2 frame(s), 2 object(s) drawn, 4 written" in said
     for name in ("videos/my clip.mp4", "detections.json", "detections.csv"):
         assert str(tmp_path / "out" / name) in said
+
+
+# -- masks: drawn, and written as COCO's run lengths that every tool can read ----------------------------------------------
+
+
+class LeftHalves:
+    """A detector without a network: two boxes, of whose objects only the left half is there; the second is not sure."""
+
+    classes = ("square", "dust")
+
+    def __init__(self, masks: bool = True) -> None:
+        self.masks = masks
+
+    def predict_batch(self, images: list[Tensor], threshold: float) -> list[Detection]:
+        return [self.find(image) for image in images]
+
+    def find(self, image: Tensor) -> Detection:
+        boxes = torch.tensor([[10.0, 30, 30, 50], [50, 30, 70, 50]])
+        masks = torch.zeros(2, 4, 4)
+        masks[..., :2] = 1
+        scores, labels = torch.tensor([0.9, 0.1]), torch.tensor([0, 1])
+        if not self.masks:
+            return Detection(boxes, scores, labels)
+        return Detection(boxes, scores, labels, masks, encode_masks(masks, boxes, (image.shape[1], image.shape[2])))
+
+
+def of_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, masks: bool) -> tuple[dict, np.ndarray]:
+    """``detections.json`` and the drawn picture, of a grey one of 90 x 60."""
+    monkeypatch.setattr("cvexp.inference.load", lambda *_, **__: LeftHalves(masks))
+    Image.new("RGB", (90, 60), (100, 100, 100)).save(tmp_path / "grey.png")
+    predict(["ckpt=any.ckpt", f"source={tmp_path / 'grey.png'}", f"output={tmp_path / 'out'}"])
+    content = json.loads((tmp_path / "out" / "detections.json").read_text(encoding="utf-8"))
+    return content, np.asarray(Image.open(tmp_path / "out" / "pictures" / "grey.png"))
+
+
+def test_masks_are_written_as_run_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hotcoco import mask
+
+    content, _ = of_masks(tmp_path, monkeypatch, masks=True)
+    first, second = content["annotations"]
+    assert first["segmentation"]["size"] == [60, 90]
+    assert isinstance(first["segmentation"]["counts"], str)
+    rows = [a["segmentation"] | {"counts": a["segmentation"]["counts"].encode()} for a in (first, second)]
+    decoded = mask.decode(rows)  # [60, 90, 2]
+    expected = np.zeros((60, 90, 2), bool)
+    expected[30:50, 10:20, 0] = expected[30:50, 50:60, 1] = True
+    assert np.array_equal(decoded.astype(bool), expected)
+    assert (first["bbox"], first["score"], second["category_id"]) == ([10, 30, 20, 20], 0.9, 2)
+
+
+def test_masks_are_drawn_from_the_threshold_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, drawn = of_masks(tmp_path, monkeypatch, masks=True)
+    assert drawn[40, 15].tolist() != [100] * 3
+    assert drawn[40, 25].tolist() == [100] * 3  # the half that is not there
+    assert drawn[35:49, 52:68].std() == 0  # the second is not sure enough
+
+
+def test_without_masks_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, drawn = of_masks(tmp_path, monkeypatch, masks=False)
+    assert all("segmentation" not in annotation for annotation in content["annotations"])
+    assert drawn[40, 15].tolist() == [100] * 3
+
+
+def test_the_file_can_be_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a COCO result against the same objects as annotations: every mask is found."""
+    from cvexp.data.coco_results import read_results
+
+    content, _ = of_masks(tmp_path, monkeypatch, masks=True)
+    objects = [
+        {k: v for k, v in a.items() if k != "score"} | {"id": i + 1, "iscrowd": 0, "area": 200}
+        for i, a in enumerate(content["annotations"])
+    ]
+    (tmp_path / "truth.json").write_text(json.dumps(content | {"annotations": objects}))
+    results = read_results(tmp_path / "out" / "detections.json", tmp_path / "truth.json", masks=True)
+    assert results.masks is not None
+    assert results.truth.masks is not None
+    assert [m["counts"] for m in results.masks] == [m["counts"] for m in results.truth.masks]

@@ -144,3 +144,17 @@ def test_an_empty_detection():
     assert (d.boxes.shape, d.scores.shape, d.labels.shape) == ((0, 4), (0,), (0,))
     assert (d.boxes.dtype, d.scores.dtype, d.labels.dtype) == (torch.float32, torch.float32, torch.int64)
     assert len(d) == 0
+
+
+def test_detections_above_a_threshold_keep_what_belongs_to_them():
+    boxes = torch.arange(12.0).view(3, 4)
+    encoded = [{"size": [4, 4], "counts": bytes([65 + i])} for i in range(3)]
+    found = Detection(boxes, torch.tensor([0.9, 0.5, 0.1]), torch.tensor([2, 1, 0]), torch.rand(3, 2, 2), encoded)
+    sure = found.above(0.5)
+    assert torch.equal(sure.boxes, boxes[:2])
+    assert (sure.scores.tolist(), sure.labels.tolist()) == (found.scores[:2].tolist(), [2, 1])
+    assert torch.equal(sure.masks, found.masks[:2])
+    assert sure.encoded == encoded[:2]
+    assert found.above(1.0).encoded == []
+    plain = Detection(boxes, found.scores, found.labels).above(0.5)
+    assert (len(plain), plain.masks, plain.encoded) == (2, None, None)

@@ -19,7 +19,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cvexp.data.proposals import Proposer, make_proposer
+from cvexp.data.proposals import ProposalStore, Proposer, Unlearnt, make_proposer
 from cvexp.data.records import Problem, Source
 from cvexp.data.samplers import EpochOrder, GlobalBatches, IdentityBatches
 from cvexp.data.transforms import GREY, Augment, Fit, Resize, on_ground
@@ -243,7 +243,7 @@ class DetectionData(LightningDataModule):
         super().__init__()
         self._sources: dict[str, Source] = {}
         self._begin = (0, 0)
-        self._store: Any = None
+        self._store: ProposalStore | None = None
         self._proposals: dict[str, Sequence[Tensor]] = {}
         for name, least in (
             ("image_size", 1),
@@ -298,9 +298,7 @@ class DetectionData(LightningDataModule):
             raise UserError("data.proposals=null, and somebody asks for them. Fix: data.proposals=selective_search")
         assert not isinstance(self.proposals, str)
         if self._store is None:
-            from cvexp.data.proposals.store import ProposalStore
-
-            if getattr(self.proposals, "learns", False) and not self.proposals.state():
+            if not isinstance(self.proposals, Unlearnt) and not self.proposals.state():
                 self.proposals.fit(self.source("train").ground_truth())
             cache = None if self.proposal_cache is None else Path(self.proposal_cache).expanduser()
             self._store = ProposalStore(self.proposals, cache, self.proposal_workers)

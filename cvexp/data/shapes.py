@@ -8,13 +8,14 @@ of the visible part, as COCO's are.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cvexp.data.module import DetectionData
+from cvexp.data.records import encode_masks
 from cvexp.types import GroundTruth, Target, UserError
 
 CLASSES = ("ellipse", "rectangle", "triangle")
@@ -65,21 +66,21 @@ class ShapesSource:
         self.size, self.count, self.seed, self.split, self.masks = size, count, seed, split, masks
         self.classes = list(CLASSES)
         self.names = [f"{split}_{index:06d}.png" for index in range(count)]
-        self._cache: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        self._keep = not masks and count * size * size * 3 <= CACHE_BYTES
+        self._cache: dict[int, tuple[Tensor, Tensor, Tensor, Tensor | None]] = {}
+        layers = 3 + MAX_OBJECTS if masks else 3
+        self._keep = count * size * size * layers <= CACHE_BYTES
 
     def __len__(self) -> int:
         return self.count
 
     def read(self, index: int) -> tuple[Tensor, Target]:
-        masks = None
         if index in self._cache:
-            image, boxes, labels = self._cache[index]
+            image, boxes, labels, masks = self._cache[index]
         else:
             image, boxes, labels, drawn = self._draw(index)
             masks = drawn if self.masks else None
             if self._keep:
-                self._cache[index] = (image, boxes, labels)
+                self._cache[index] = (image, boxes, labels, masks)
         none = torch.zeros(len(labels), dtype=torch.bool)
         return image.clone(), Target(
             boxes=boxes.clone(),
@@ -91,7 +92,7 @@ class ShapesSource:
             size=(self.size, self.size),
             original_size=(self.size, self.size),
             to_original=torch.tensor([1.0, 1.0, 0.0, 0.0]),
-            masks=masks,
+            masks=None if masks is None else masks.clone(),
         )
 
     def _draw(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -114,7 +115,13 @@ class ShapesSource:
             difficult=none,
             crowd=none.clone(),
             area=torch.cat([t.area for t in targets]).double(),
+            masks=[mask for t in targets for mask in self._encoded(t)] if self.masks else None,
         )
+
+    def _encoded(self, target: Target) -> list[dict[str, Any]]:
+        """Run lengths of an image's masks, as COCO writes them."""
+        assert target.masks is not None
+        return [{"size": [self.size, self.size], "counts": counts} for counts in encode_masks(target.masks.numpy())]
 
 
 def draw(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -9,9 +9,10 @@ convolutions and are trained together (the paper's "approximate joint training")
 With an `FPN` between (Lin et al., CVPR 2017) every level has anchors of one size, and a region is pooled from the level that
 suits its size.
 
-Differences from the paper: joint training instead of four alternating steps (as in the release); the image is the whole padded
-canvas; difficult and crowd objects are no objects, but what lies in them is no background either; proposals of one image are
-padded to a fixed number, so that a batch of several images needs no loop. Boxes are continuous, without the release's "+ 1".
+Differences from the paper: joint training instead of four alternating steps (as in the release; ``recipe=alternating`` takes the
+steps); the image is the whole padded canvas; difficult and crowd objects are no objects, but what lies in them is no background
+either; proposals of one image are padded to a fixed number, so that a batch of several images needs no loop. Boxes are
+continuous, without the release's "+ 1".
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ FITTING = {
     "roi_class_loss": "cross_entropy",
     "roi_box_loss": "smooth_l1",
 }
+
+
+RPN = ("rpn_objectness", "rpn_box")
+REGIONS = ("roi_class", "roi_box")
+"""The losses of the two networks that share the convolutions."""
 
 
 class Proposals(NamedTuple):
@@ -194,10 +200,14 @@ class FasterRCNN(nn.Module):
 
     Attributes:
         class_parameters: those that depend on the list of classes.
+        cnn_passes_per_image: of the convolutions; what the lecture counts.
+        trains: the losses that there are, `RPN`, `REGIONS` or both; who takes the paper's steps sets it (`cvexp.recipes`).
+        proposer: the network of `propose_by`, or none.
     """
 
     kind = "detection"
     class_parameters = ("head.classify.*", "head.regress.*")
+    cnn_passes_per_image = 1
 
     def __init__(
         self,
@@ -265,6 +275,8 @@ class FasterRCNN(nn.Module):
         self.candidates, self.max_detections = candidates, max_detections
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))  # samples so far; resumed with the weights
         self._grids: dict[tuple, Tensor] = {}
+        self.trains: tuple[str, ...] = RPN + REGIONS
+        self.proposer: tuple[FasterRCNN, ...] = ()
 
     def _check(self, pooling: str, channels: Sequence[int]) -> None:
         if pooling not in ("align", "max"):
@@ -283,7 +295,7 @@ class FasterRCNN(nn.Module):
         """uint8 ``[B, 3, H, W]``; with targets the four losses, without the detections in the given pixels."""
         maps = self.features(images)
         size = images.shape[-2:]
-        scores, deltas = self.rpn(maps)
+        scores, deltas = self.scored(images, maps)
         if targets is None:
             with stage("proposals"):
                 proposals = self.propose(scores, deltas, self.anchors(maps), size, self.in_test)
@@ -294,7 +306,7 @@ class FasterRCNN(nn.Module):
         """Both from one pass, for validation."""
         maps = self.features(images)
         size = images.shape[-2:]
-        scores, deltas = self.rpn(maps)
+        scores, deltas = self.scored(images, maps)
         proposals = self.propose(scores, deltas, self.anchors(maps), size, self.in_test)
         return self.losses(maps, scores, deltas, targets, size), self.detect(maps, proposals, size)
 
@@ -302,6 +314,21 @@ class FasterRCNN(nn.Module):
         """The maps that RPN and head share."""
         maps = self.backbone(images)
         return maps if self.neck is None else self.neck(maps)
+
+    def propose_by(self, network: FasterRCNN | None) -> None:
+        """From now on the RPN of another network of this kind, on its own maps, makes the proposals; None: this one's.
+
+        The other is no part of this module: neither trained nor saved with it.
+        """
+        self.proposer = () if network is None else (network,)
+
+    def scored(self, images: Tensor, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """What the RPN says of the maps, or the proposer's of its own."""
+        if not self.proposer:
+            return self.rpn(maps)
+        other = self.proposer[0]
+        with torch.no_grad():
+            return other.rpn(other.features(images))
 
     def anchors(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Per level ``[H * W * k, 4]`` xyxy, pixels; kept for the next batch of this size."""
@@ -402,11 +429,23 @@ class FasterRCNN(nn.Module):
         targets: list[Target],
         size: tuple[int, int],
     ) -> dict[str, Tensor]:
-        """The lecture's four losses, each a mean over its sample (release: all weights 1)."""
+        """The lecture's four losses, or those that ``trains`` names; each a mean over its sample (release: all weights 1)."""
         levels = self.anchors(maps)
-        losses = self.rpn_losses(torch.cat(list(scores), dim=1), torch.cat(list(deltas), dim=1), levels, targets, size)
+        losses: dict[str, Tensor] = {}
+        if set(RPN) & set(self.trains):
+            losses = self.rpn_losses(
+                torch.cat(list(scores), dim=1), torch.cat(list(deltas), dim=1), levels, targets, size
+            )
+        if not set(REGIONS) & set(self.trains):
+            self.next_draw()
+            return losses
         proposals = self.propose(scores, deltas, levels, size, self.in_training)
         return losses | self.region_losses(maps, proposals, targets)
+
+    def next_draw(self) -> None:
+        """In training every step has samples of its own."""
+        if self.training:
+            self.draws += 1
 
     def rpn_losses(
         self, scores: Tensor, deltas: Tensor, levels: Sequence[Tensor], targets: list[Target], size: tuple[int, int]
@@ -429,8 +468,7 @@ class FasterRCNN(nn.Module):
     def region_losses(self, maps: Sequence[Tensor], proposals: Proposals, targets: list[Target]) -> dict[str, Tensor]:
         """``roi_class`` and ``roi_box`` over the sampled regions; in training the next draw is another."""
         regions, match = self.sample_regions(proposals, targets)
-        if self.training:
-            self.draws += 1
+        self.next_draw()
         return self.losses_of_regions(maps, regions, match, targets)
 
     def losses_of_regions(
@@ -447,7 +485,7 @@ class FasterRCNN(nn.Module):
         """Anchors of all levels with the RPN's sample, and the sampled proposals."""
         maps = self.features(images)
         size = images.shape[-2:]
-        scores, deltas = self.rpn(maps)
+        scores, deltas = self.scored(images, maps)
         levels = self.anchors(maps)
         anchors = torch.cat(levels)
         regions, match = self.sample_regions(self.propose(scores, deltas, levels, size, self.in_training), targets)

@@ -8,6 +8,9 @@
 | ``rpn.head.conv.0.0.*``, ``cls_logits``, ``bbox_pred`` | ``rpn.conv.*``, ``rpn.score.*``, ``rpn.delta.*`` |
 | ``roi_heads.box_head.fc6``, ``fc7`` | ``head.body.0``, ``head.body.3``; fc6 reads C x 7 x 7, we read 7 x 7 x C |
 | ``roi_heads.box_predictor.cls_score``, ``bbox_pred`` | ``head.classify``, ``head.regress`` |
+| ``roi_heads.mask_head.i.0`` or ``mask_fcn<i + 1>`` | ``mask_head.body.<2 i>`` |
+| ``roi_heads.mask_predictor.conv5_mask`` | ``mask_head.enlarge`` |
+| ``roi_heads.mask_predictor.mask_fcn_logits`` | ``mask_head.logits``; without the row of the background, which nothing trains |
 | ``features.*``, ``classifier.0``, ``classifier.3`` (vgg16) | ``backbone.features.*``, ``head.body.0``, ``head.body.3`` |
 
 COCO's weights have 91 classes, 10 of them without a name: a model of 80 classes gets the rows of the others, in the order of
@@ -49,6 +52,11 @@ _DETECTOR = (
     (r"roi_heads\.box_predictor\.cls_score\.(.*)", r"head.classify.\1"),
     (r"roi_heads\.box_predictor\.bbox_pred\.(.*)", r"head.regress.\1"),
 )
+_MASKS = (
+    *((rf"roi_heads\.mask_head\.(?:{i}\.0|mask_fcn{i + 1})\.(.*)", rf"mask_head.body.{2 * i}.\1") for i in range(8)),
+    (r"roi_heads\.mask_predictor\.conv5_mask\.(.*)", r"mask_head.enlarge.\1"),
+    (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(.*)", r"mask_head.logits.\1"),
+)
 _VGG = (
     (r"features\.(.*)", r"backbone.features.\1"),
     (r"classifier\.0\.(.*)", r"head.body.0.\1"),
@@ -73,6 +81,20 @@ def faster_rcnn(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tens
     first = renamed.get("head.body.0.weight")
     if first is not None:
         renamed["head.body.0.weight"] = _position_by_position(first, model)
+    return renamed
+
+
+def mask_rcnn(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor] | None:
+    """As `faster_rcnn`, of torchvision's ``maskrcnn_*_fpn`` the masks, too, as entries of a `cvexp.models.mask_rcnn.MaskRCNN`."""
+    found = faster_rcnn(state, model)
+    if found is None:
+        return None
+    renamed = _rename(found, _MASKS)
+    for name in ("mask_head.logits.weight", "mask_head.logits.bias"):
+        if name in renamed:
+            coco = len(renamed[name]) == 91 and getattr(model, "num_classes", 0) == 80
+            rows = [i for i in range(1, len(renamed[name])) if not coco or i not in UNNAMED]
+            renamed[name] = renamed[name][rows]
     return renamed
 
 

@@ -41,7 +41,7 @@ def max_iou(
     negative: float,
     usable: Tensor | None = None,
     best_of_each: bool = False,
-    lowest: float = 0.0,
+    lowest: float | Tensor = 0.0,
 ) -> Match:
     """A prior belongs to the object with which its IoU is largest (Faster R-CNN, section 3.1.2).
 
@@ -52,7 +52,7 @@ def max_iou(
     Args:
         priors: ``[P, 4]`` for all images or ``[B, P, 4]``, xyxy pixels.
         objects: of B images.
-        positive, negative, lowest: IoU.
+        positive, negative, lowest: IoU; ``lowest`` also as ``[B, 1]``, one of each image.
         usable: bool ``[P]`` or ``[B, P]``; None: all.
         best_of_each: an object then has at least one prior, however small its IoU, unless that is 0.
 

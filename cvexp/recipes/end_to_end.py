@@ -56,7 +56,9 @@ def tested(
     found = trainer.test(task, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
     passes = getattr(task.model, "cnn_passes_per_image", None)
     told = {} if passes is None else {"test/cnn_passes_per_image": float(passes)}
-    return {name: float(value) for name, value in found.items()} | costs.measured(trainer) | proposal_seconds(data) | told
+    return (
+        {name: float(value) for name, value in found.items()} | costs.measured(trainer) | proposal_seconds(data) | told
+    )
 
 
 def learn(task: LightningModule, data: LightningDataModule) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cvexp.metrics.encoded_masks import encode_masks
 from cvexp.ops.boxes import clip, to_original
+from cvexp.ops.masks import cut_masks
 from cvexp.tasks.task import Task
 from cvexp.types import Batch, Detection, Target
 
@@ -55,9 +56,12 @@ class DetectionTask(Task):
 
 
 def in_original_pixels(detection: Detection, target: Target) -> Detection:
-    """Undoes the geometry of the sample and cuts the boxes to the original image; masks are pasted there and encoded."""
+    """Undoes the geometry of the sample and cuts boxes and masks to the original image; masks are pasted there and encoded."""
     height, width = target.original_size
-    boxes = clip(to_original(detection.boxes, target.to_original.to(detection.boxes.device)), width, height)
-    masks = detection.masks
-    encoded = None if masks is None else encode_masks(masks, boxes, target.original_size)
-    return Detection(boxes, detection.scores, detection.labels, masks, encoded)
+    whole = to_original(detection.boxes, target.to_original.to(detection.boxes.device))
+    boxes, masks = clip(whole, width, height), detection.masks
+    if masks is None:
+        return Detection(boxes, detection.scores, detection.labels)
+    flipped = [axis for axis, scale in ((2, target.to_original[0]), (1, target.to_original[1])) if scale < 0]
+    masks = cut_masks(masks.flip(flipped), whole, boxes)
+    return Detection(boxes, detection.scores, detection.labels, masks, encode_masks(masks, boxes, target.original_size))

@@ -1,4 +1,4 @@
-"""Boxes with legible names, pairs of truth and prediction, and pages of them."""
+"""Boxes with legible names, masks under them, pairs of truth and prediction, and pages of them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cvexp.types import Detection, Target
+from cvexp.viz.masks import masks_in_image, paint_masks
 
 
 def colour(label: int) -> tuple[int, int, int]:
@@ -35,8 +36,9 @@ def draw_boxes(
     classes: Sequence[str],
     scores: Tensor | None = None,
     side: int | None = None,
+    masks: Tensor | None = None,
 ) -> Image.Image:
-    """Draws named boxes.
+    """Draws named boxes, and masks under them.
 
     Args:
         image: uint8 RGB ``[3, H, W]``.
@@ -45,16 +47,19 @@ def draw_boxes(
         classes: names in label order.
         scores: ``[N]`` in 0..1, written beside the name.
         side: the picture is first brought to this many pixels on its longer side, so that text stays legible; None keeps it.
+        masks: bool ``[N, H, W]`` of the image, or None.
     """
     picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
     scale = 1.0 if side is None else side / max(picture.size)
     if scale != 1:
         size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
         picture = picture.resize(size, Image.Resampling.BICUBIC)
+    order = list(range(len(boxes))) if scores is None else scores.argsort().tolist()  # the surest on top
+    if masks is not None:
+        picture = paint_masks(picture, masks[order], [colour(int(labels[i])) for i in order])
     pen = ImageDraw.Draw(picture)
     line = max(round(max(picture.size) / 250), 2)
     lettering = font(max(max(picture.size) / 40, 10))
-    order = range(len(boxes)) if scores is None else scores.argsort().tolist()  # the surest on top
     for i in order:
         name = classes[int(labels[i])]
         text = name if scores is None else f"{name} {float(scores[i]):.2f}"
@@ -82,13 +87,23 @@ def _draw_box(
     pen.text((x + 2 - left, y + 2 - top), text, fill="white" if dark else "black", font=lettering)
 
 
+def draw_detections(
+    image: Tensor, detection: Detection, classes: Sequence[str], threshold: float, side: int | None = None
+) -> Image.Image:
+    """The detections with scores of ``threshold`` or more, with their masks where there are any; see `draw_boxes`."""
+    keep = detection.scores >= threshold
+    masks = None if detection.masks is None else detection.masks[keep]
+    kept = Detection(detection.boxes[keep], detection.scores[keep], detection.labels[keep], masks)
+    pasted = masks_in_image(kept, (image.shape[1], image.shape[2]))
+    return draw_boxes(image, kept.boxes, kept.labels, classes, kept.scores, side, pasted)
+
+
 def truth_and_prediction(
     image: Tensor, target: Target, detection: Detection, classes: Sequence[str], threshold: float, side: int = 300
 ) -> Image.Image:
     """The ground truth (left) and the detections above ``threshold`` (right) of one image, both in its pixels."""
-    keep = detection.scores >= threshold
-    left = draw_boxes(image, target.boxes, target.labels, classes, side=side)
-    right = draw_boxes(image, detection.boxes[keep], detection.labels[keep], classes, detection.scores[keep], side=side)
+    left = draw_boxes(image, target.boxes, target.labels, classes, side=side, masks=target.masks)
+    right = draw_detections(image, detection, classes, threshold, side)
     pair = Image.new("RGB", (2 * side + 4, left.height), "white")
     for picture, start in ((left, 0), (right, side + 4)):
         pair.paste(picture, (start + (side - picture.width) // 2, 0))

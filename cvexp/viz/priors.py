@@ -16,6 +16,7 @@ from torchvision.ops import box_iou
 from cvexp.ops.boxes import area, paired_iou
 from cvexp.types import Assignment, Target, UserError
 from cvexp.viz.boxes import font
+from cvexp.viz.masks import paint_masks
 
 MANY, FEW = 36, 24
 """So many negatives are drawn at most, spread evenly over their list, and so many ignored ones, those nearest to an object."""
@@ -229,6 +230,8 @@ def _picture_of_priors(
         (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)), Image.Resampling.BICUBIC
     )
     picture = picture.point(lambda value: value * 0.75)  # darker, so that lines stand out
+    if target.masks is not None:
+        picture = paint_masks(picture, target.masks, [object_colour(i) for i in range(len(target))], 0.3)
     boxes, objects = (priors.boxes * scale).tolist(), (target.boxes.cpu() * scale).tolist()
     for i, box in enumerate(objects):
         if priors.ignored_objects[i]:

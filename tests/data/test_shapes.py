@@ -222,3 +222,25 @@ def test_larger_images_scale():
     assert len(boxes) > 0
     assert (sides >= 16).all()
     assert (sides <= 96).all()
+
+
+def test_the_ground_truth_has_the_masks_that_are_read() -> None:
+    from cvexp.data.records import decode_masks
+
+    drawn = source(count=8, masks=True)
+    truth = drawn.ground_truth()
+    assert truth.masks is not None
+    assert len(truth.masks) == len(truth.boxes) > 8
+    read = torch.cat([drawn.read(i)[1].masks for i in range(8)])
+    assert torch.equal(decode_masks([m["counts"] for m in truth.masks], 96, 96), read)
+    assert all(m["size"] == [96, 96] for m in truth.masks)
+    assert source(count=8).ground_truth().masks is None
+
+
+def test_kept_masks_are_not_changed_by_who_reads_them() -> None:
+    drawn = source(count=4, masks=True)
+    index = next(i for i in range(4) if len(drawn.read(i)[1]))
+    first = drawn.read(index)[1].masks
+    before = first.clone()
+    first.zero_()
+    assert torch.equal(drawn.read(index)[1].masks, before)

@@ -25,10 +25,21 @@ NAMES = {  # the losses of a model, as its paper names them
     "faster_rcnn": {"rpn_objectness", "rpn_box", "roi_class", "roi_box"},
     "faster_rcnn_zf": {"rpn_objectness", "rpn_box", "roi_class", "roi_box"},
     "faster_rcnn_fpn": {"rpn_objectness", "rpn_box", "roi_class", "roi_box"},
+    "sliding_window": {"class"},
+    "dpm": {"hinge", "regularisation"},
+    "dpm_cnn": {"hinge", "regularisation"},
+    "dpm_fast": {"hinge", "regularisation"},
+    "rcnn": {"class"},
+    "sppnet": {"class"},
+    "rcnn_minus_r": {"roi_class", "roi_box"},
+    "fast_rcnn": {"roi_class", "roi_box"},
+    "fast_rcnn_caffenet": {"roi_class", "roi_box"},
+    "mask_rcnn": {"rpn_objectness", "rpn_box", "roi_class", "roi_box", "mask"},
 }
 # Parameters (a pattern) without gradient at the start, with the reason.
 NO_GRADIENT = {
     "faster_rcnn_fpn": r"backbone\.body\.layer\d\.\d\.(conv\d|bn[12])\..*",  # timm begins residual branches with scale 0
+    "mask_rcnn": r"backbone\.body\.layer\d\.\d\.(conv\d|bn[12])\..*",  # as faster_rcnn_fpn
 }
 NUM_CLASSES = 3
 
@@ -45,7 +56,15 @@ def target(boxes: list[list[float]], labels: list[int], size: int, image_id: int
         size=(size, size),
         original_size=(size, size),
         to_original=torch.tensor([1.0, 1.0, 0.0, 0.0]),
+        masks=torch.stack([filled(box, size) for box in boxes]) if boxes else torch.zeros(0, size, size).bool(),
     )
+
+
+def filled(box: list[float], size: int) -> torch.Tensor:
+    """bool ``[size, size]``: the pixels whose centres a box holds."""
+    x1, y1, x2, y2 = box
+    at = torch.arange(size) + 0.5
+    return ((at >= y1) & (at < y2))[:, None] & ((at >= x1) & (at < x2))
 
 
 def regions(boxes: list[list[float]], size: int) -> list[torch.Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cvexp.metrics.detection import DetectionMAP
+from cvexp.ops.masks import paste_masks
 from cvexp.schedules import WarmupCosine
 from cvexp.tasks.detection import DetectionTask, in_original_pixels
 from cvexp.types import Batch, Detection, Target
@@ -112,3 +113,41 @@ def test_detections_go_back_to_the_original_image() -> None:
     boxes = torch.tensor([[10.0, 5.0, 30.0, 60.0]])
     found = in_original_pixels(Detection(boxes, torch.ones(1), torch.zeros(1, dtype=torch.int64)), target)
     assert found.boxes.tolist() == [[140.0, 10.0, 180.0, 100.0]]
+
+
+def test_a_mask_that_reaches_into_the_padding_is_cut_and_not_squeezed() -> None:
+    """An image of 40 x 20 on a canvas of 20 x 20 (scale 0.5, 5 above): a box down to the canvas's end, its lower half full."""
+    none = torch.zeros(0, dtype=torch.bool)
+    target = Target(
+        boxes=torch.zeros(0, 4), labels=none.long(), difficult=none, crowd=none, area=torch.zeros(0), image_id=1,
+        size=(20, 20), original_size=(20, 40), to_original=torch.tensor([0.5, 0.5, 0.0, 5.0]),
+    )  # fmt: skip
+    masks = torch.zeros(1, 8, 8)
+    masks[:, 4:] = 1  # from y = 10 to 20 of the given image, 10 to 30 of the original
+    given = Detection(torch.tensor([[2.0, 0, 12, 20]]), torch.ones(1), torch.zeros(1).long(), masks)
+    found = in_original_pixels(given, target)
+    assert found.boxes.tolist() == [[4, 0, 24, 20]]
+    from hotcoco import mask
+
+    decoded = mask.decode(found.encoded)[..., 0].astype(bool)
+    expected = torch.zeros(20, 40, dtype=torch.bool)
+    expected[10:20, 4:24] = True
+    assert decoded.shape == (20, 40)
+    assert torch.equal(torch.from_numpy(decoded), expected)
+    assert torch.equal(paste_masks(found.masks, found.boxes, (20, 40))[0], expected)  # as whoever draws it pastes it
+
+
+def test_a_flipped_image_flips_the_masks_back() -> None:
+    """x' = -x + 40: the left half of a box in the flipped image is the right half in the original."""
+    none = torch.zeros(0, dtype=torch.bool)
+    target = Target(
+        boxes=torch.zeros(0, 4), labels=none.long(), difficult=none, crowd=none, area=torch.zeros(0), image_id=1,
+        size=(20, 40), original_size=(20, 40), to_original=torch.tensor([-1.0, 1.0, 40.0, 0.0]),
+    )  # fmt: skip
+    masks = torch.zeros(1, 4, 4)
+    masks[..., :2] = 1
+    given = Detection(torch.tensor([[0.0, 0, 8, 8]]), torch.ones(1), torch.zeros(1).long(), masks)
+    found = in_original_pixels(given, target)
+    assert found.boxes.tolist() == [[32, 0, 40, 8]]
+    pasted = paste_masks(found.masks, found.boxes, (20, 40))[0]
+    assert (pasted[:, 36:40].sum(), pasted.sum()) == (32, 32)

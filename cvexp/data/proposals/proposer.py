@@ -19,6 +19,8 @@ class Proposer(Protocol):
     Attributes:
         name: as in ``data.proposals``.
         cached: its boxes are worth keeping. False: they depend on the image's size alone, not on its pixels.
+
+    One with ``learns = True`` is fitted to the training objects before it is asked; where that is missing, it learns nothing.
     """
 
     name: str
@@ -101,7 +103,7 @@ def fingerprint(image: Tensor) -> str:
     """40 hexadecimal digits that depend on the pixels and the size alone, whatever the layout in memory."""
     array = pixels(image)
     digest = hashlib.sha256(repr(array.shape).encode())
-    digest.update(array)
+    digest.update(array.tobytes())
     return digest.hexdigest()[:40]
 
 
