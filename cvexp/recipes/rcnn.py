@@ -33,8 +33,6 @@ CHUNK_BYTES = 128 << 20
 """About as much of the features goes into one artefact."""
 CHUNK_IMAGES = 64
 """And never more images."""
-TOLERANCE = 1e-5
-"""Largest duality gap of an SVM: smaller than it needs to be, so that features that differ in their last digit tell little."""
 NORM_IMAGES, NORM_REGIONS = 200, 200
 """So many regions of so many images tell the features' mean norm."""
 
@@ -69,7 +67,8 @@ def rcnn(
         svms: False leaves the scores to the softmax layer (the paper's comparison in appendix B).
 
     Returns:
-        Flat results: those of `cvexp.recipes.end_to_end`, ``svm/...``, ``boxes/...``, ``features/megabytes`` and
+        Flat results: those of `cvexp.recipes.end_to_end` (``train/seconds`` with all stages but the proposals, of which
+        ``train/seconds_stages`` after the fine-tuning), ``svm/...``, ``boxes/...``, ``features/megabytes`` and
         ``test/cnn_passes_per_image``.
 
     Raises:
@@ -94,7 +93,7 @@ def rcnn(
     results |= cache.make()
     scale = stages.artefact("norm", lambda: feature_scale(cache, norm))
     if svms:
-        solve = partial(train_svm, cost=cost, positive_weight=positive_weight, bias=bias, tolerance=TOLERANCE)
+        solve = partial(train_svm, cost=cost, positive_weight=positive_weight, bias=bias)
         found = stages.artefact("svm", lambda: _once(lambda: mine(cache, scale["svm"], solve, passes, retrain)))
         model.head.set_svms(found["weight"], found["bias"])
         results |= found["numbers"]
@@ -102,6 +101,8 @@ def rcnn(
     model.head.set_regressors(boxes["weight"], boxes["bias"])
     results |= boxes["numbers"]
     keep(trainer, task)
+    results |= {"train/seconds_stages": sum(stages.seconds.values())}
+    results["train/seconds"] += results["train/seconds_stages"]
     model.passes = model.pictures = 0
     return results | tested(make_trainer(), task, data, None) | passes_per_image(model)
 

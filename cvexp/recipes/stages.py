@@ -22,6 +22,8 @@ from cvexp.callbacks.atomic_io import AtomicIO
 from cvexp.types import UserError
 
 Artefact = dict[str, Any]
+SECONDS = "stage_seconds"
+"""Of making an artefact; stands in its file and in no artefact."""
 
 
 class Stages:
@@ -30,10 +32,14 @@ class Stages:
     Args:
         folder: of the run; they lie in ``stages`` below it.
         step: a dry run (``trainer.fast_dev_run``): nothing is read or written.
+
+    Attributes:
+        seconds: what each stage took, whenever it was done.
     """
 
     def __init__(self, folder: str | Path, step: bool = False) -> None:
         self.folder, self.step = Path(folder) / "stages", step
+        self.seconds: dict[str, float] = {}
 
     def path(self, name: str) -> Path:
         """Where the artefact of a stage lies."""
@@ -57,17 +63,20 @@ class Stages:
         )  # a file system may be slower for one than for another
         if there:
             rank_zero_info(f"stage {name}: done before ({path})")
-            return self._read(path)
+            found = self._read(path)
+            self.seconds[name] = float(found.pop(SECONDS, 0.0))
+            return found
         start = time.perf_counter()
         rank_zero_info(f"stage {name}: begins")
         found = make()
+        self.seconds[name] = time.perf_counter() - start
         if not self.step and processes()[0] == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f".{path.name}.part")
-            torch.save(found, part)
+            torch.save(found | {SECONDS: self.seconds[name]}, part)
             part.replace(path)
         meet()
-        rank_zero_info(f"stage {name}: {time.perf_counter() - start:.1f} s")
+        rank_zero_info(f"stage {name}: {self.seconds[name]:.1f} s")
         return found
 
     @staticmethod

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from cvexp.ops.linear_svm import Machine, Miner, duality_gap, train_svm
 
@@ -64,16 +65,26 @@ def test_the_gap_is_small_and_honest(seed: int, columns: int, cost: float) -> No
 
 def test_a_bad_solution_has_a_large_gap() -> None:
     x, positive = problem(0)
-    signed = x * np.where(positive, 1.0, -1.0)[:, None]
-    upper = np.full(len(x), 1e-3)
-    assert duality_gap(signed, np.zeros(20), np.zeros(len(x)), upper) == 1.0  # nothing done yet: P = sum C, D = 0
+    signed = torch.from_numpy(x * np.where(positive, 1.0, -1.0)[:, None])
+    nothing, upper = torch.zeros(len(x), dtype=torch.float64), torch.full((len(x),), 1e-3, dtype=torch.float64)
+    assert (
+        duality_gap(signed, torch.zeros(20, dtype=torch.float64), nothing, upper) == 1.0
+    )  # nothing done yet: P = sum C, D = 0
 
 
-def test_a_warm_start_comes_to_the_same() -> None:
-    x, positive = problem(1)
-    cold = train_svm(x, positive, tolerance=1e-6)
-    warm = train_svm(x, positive, tolerance=1e-6, start=np.full(len(x), 5e-4))
-    assert warm.weight == pytest.approx(cold.weight, abs=1e-3 * np.abs(cold.weight).max())
+@pytest.mark.parametrize("columns", [20, 600])
+def test_the_solution_obeys_its_conditions(columns: int) -> None:
+    """Beyond the margin alpha is 0, within it its upper bound C, and in between the example lies on the margin."""
+    x, positive = problem(1, columns=columns)
+    machine = train_svm(x, positive, 1e-3, tolerance=1e-9)
+    margin = machine.scores(x) * np.where(positive, 1.0, -1.0)
+    upper = np.where(positive, 2e-3, 1e-3)
+    assert machine.gap <= 1e-9
+    assert ((machine.alpha > 0) & (machine.alpha < upper)).all()
+    assert machine.alpha[margin > 1.01].max(initial=0.0) < 1e-6
+    assert (upper - machine.alpha)[margin < 0.99].max(initial=0.0) < 1e-6
+    assert (margin > 1.01).any()
+    assert (margin < 0.99).any()
 
 
 # -- hard negatives ----------------------------------------------------------------------------------------------------

@@ -24,9 +24,13 @@ def test_a_stage_is_done_once(tmp_path: Path) -> None:
         calls.append(1)
         return {"weights": torch.arange(3.0), "rounds": 2, "said": "so"}
 
-    first = Stages(tmp_path).artefact("svm", make)
-    again = Stages(tmp_path).artefact("svm", make)
+    before, after = Stages(tmp_path), Stages(tmp_path)
+    first = before.artefact("svm", make)
+    again = after.artefact("svm", make)
     assert calls == [1]
+    assert first.keys() == again.keys() == {"weights", "rounds", "said"}
+    assert after.seconds == before.seconds, "known although it was done by another"
+    assert before.seconds["svm"] > 0
     assert torch.equal(first["weights"], again["weights"])
     assert (again["rounds"], again["said"]) == (2, "so")
     assert [path.name for path in (tmp_path / "stages").iterdir()] == ["svm.pt"]
