@@ -9,11 +9,12 @@ its parts, which may leave the place where they are expected at a cost that grow
 a network over one level of a feature pyramid: convolutions with roots and parts, distance transform pooling of the parts' maps,
 a sum at the parts' anchors (the object geometry filter), a maximum over the components. The features are HOG or a backbone's.
 
-Differences from the papers: all classes, components and parts share one convolution, whose filters are masked to the size of
-each component; a part moves by at most ``reach`` cells; an object that no placement overlaps by ``overlap`` takes the one that
+Differences from the papers: all classes, components and parts share one convolution, whose filters are masked to the size of each
+component; a part moves by at most ``reach`` cells; an object that no placement overlaps by ``overlap`` takes the one that
 overlaps it most (the release leaves it out); hard negatives are placements that overlap no object *of their class* (the release
-takes them from images without the class). ``cascade`` lets parts move only where they say most without, in the spirit of the fast
-variants (Yan et al., CVPR 2014; Sadeghi and Forsyth, ECCV 2014).
+takes them from images without the class); as a network, the many negatives at its start weigh no more than ``balance`` times the
+objects. ``cascade`` lets parts move only where they say most without, in the spirit of the fast variants (Yan et al., CVPR 2014;
+Sadeghi and Forsyth, ECCV 2014).
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ class DPM(nn.Module):
         image_size: side of the canvas, pixels; only the data asks for it.
 
     Raises:
-        UserError: mirrored components of features that have no mirror, or parts larger than the roots.
+        UserError: mirrored components of features that have no mirror, parts larger than the roots, or no positive balance.
     """
 
     kind = "detection"
@@ -195,6 +196,8 @@ class DPM(nn.Module):
                 f"model.part_size={part_size} is larger than the root, {root * pyramid.part_scale} cells of parts."
                 f" Fix: model.part_size={root * pyramid.part_scale // 2}"
             )
+        if balance is not None and not balance > 0:
+            raise UserError(f"model.balance={balance:g} is not above 0. Fix: model.balance=4, or null for no balance")
         channels = pyramid.channels(backbone)
         self.components, self.mirrored, self.part_count = components, mirrored, parts
         self.part_size, self.root_side, self.root_area, self.reach = part_size, root, root_area, reach
@@ -511,8 +514,11 @@ class DPM(nn.Module):
         positive = (1 - flat[image, objects.labels, found.positive]).relu() * found.real
         negative = (1 + flat.gather(2, found.negative)).relu() * found.hard
         count = global_mean(found.real.sum().to(flat.dtype))
-        share = 1.0 if self.balance is None else (self.balance * count / global_mean((negative > 0).sum().to(flat))).clamp(max=1)
-        hinge = (positive.sum() + share * negative.sum()) / count
+        weight = torch.ones_like(count)
+        if self.balance is not None:
+            inside = global_mean((negative > 0).sum().to(flat.dtype))
+            weight = (self.balance * count / inside).clamp(max=1)
+        hinge = (positive.sum() + weight * negative.sum()) / count
         weights = (mixture.root, mixture.parts, self.deformation)
         square = torch.stack([w.square().sum() for w in weights]).sum()
         if self.mirrored:  # root and parts were counted twice

@@ -190,7 +190,7 @@ def test_positives_are_the_best_of_those_that_overlap_and_negatives_the_best_of_
 
 
 def test_the_losses_are_the_hinges() -> None:
-    dpm = model(components=1, negatives=1, regularisation=0.5)
+    dpm = model(components=1, negatives=1, balance=None, regularisation=0.5)
     images = torch.randint(0, 256, (1, 3, 48, 48), dtype=torch.uint8)
     levels, mixture = dpm.levels(images), dpm.mixture()
     grid, objects = dpm.grid(levels), target([[8, 8, 20, 20]], [1])
@@ -201,6 +201,51 @@ def test_the_losses_are_the_hinges() -> None:
     assert dpm.losses(scores - 1, grid, mixture, [objects])["hinge"].item() == 2
     square = sum(w.square().sum() for w in (mixture.root, dpm.parts, dpm.deformation))
     assert math.isclose(losses["regularisation"].item(), 0.25 * float(square.detach()), rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("balance", "scores", "hinge"),
+    [
+        (None, 0.0, 1 + 20),  # ten negatives of two classes, each as much as the object
+        (4.0, 0.0, 1 + 4),  # together as much as four objects
+        (0.5, 0.0, 1 + 0.5),
+        (100.0, 0.0, 1 + 20),  # never more than each as much as the object
+        (4.0, -2.0, 3),  # all of them outside the margin
+        (4.0, 1.0, 4 * 2),  # only the share is held, not the size of the hinge
+    ],
+)
+def test_many_negatives_weigh_no_more_than_the_balance(balance: float | None, scores: float, hinge: float) -> None:
+    dpm = model(components=1, negatives=10, balance=balance, regularisation=0.0)
+    images = torch.zeros(1, 3, 48, 48, dtype=torch.uint8)
+    levels, mixture = dpm.levels(images), dpm.mixture()
+    grid = dpm.grid(levels)
+    flat = torch.full((1, 2, 1, len(grid.corner)), scores)
+    losses = dpm.losses(flat, grid, mixture, [target([[8, 8, 20, 20]], [1])])
+    assert losses["hinge"].item() == pytest.approx(hinge)
+
+
+def test_few_hard_negatives_weigh_as_much_as_objects_whatever_the_balance() -> None:
+    dpm = model(components=1, negatives=10, balance=4.0, regularisation=0.0)
+    levels, mixture = dpm.levels(torch.zeros(1, 3, 48, 48, dtype=torch.uint8)), dpm.mixture()
+    grid = dpm.grid(levels)
+    scores = torch.full((1, 2, 1, len(grid.corner)), -3.0)
+    scores[0, 0, 0, :3] = 0.0  # inside the margin; the other seventeen are outside and do not count
+    scores.requires_grad_()
+    hinge = dpm.losses(scores, grid, mixture, [target([[8, 8, 20, 20]], [1])])["hinge"]
+    assert hinge.item() == pytest.approx(4 + 3)
+    hinge.backward()
+    assert scores.grad is not None
+    assert scores.grad[0, 0, 0, :3].tolist() == [1, 1, 1]
+    assert scores.grad[0, 1].sum() == -1  # the object's placement
+
+
+def test_an_image_without_objects_has_a_finite_loss() -> None:
+    dpm = model(components=1, negatives=10, balance=4.0, regularisation=0.0)
+    images = torch.zeros(1, 3, 48, 48, dtype=torch.uint8)
+    levels, mixture = dpm.levels(images), dpm.mixture()
+    grid = dpm.grid(levels)
+    losses = dpm.losses(torch.zeros(1, 2, 1, len(grid.corner)), grid, mixture, [target([], [])])
+    assert losses["hinge"].item() == pytest.approx(4)  # as if there were one
 
 
 def test_mirrored_weights_are_regularised_once() -> None:
@@ -268,6 +313,7 @@ def test_roots_take_the_shape_of_the_objects() -> None:
         (lambda: HogPyramid(smallest=2.0), "smallest=2.*Fix"),  # above the largest
         (lambda: HogPyramid(interval=0), "interval=0.*Fix"),
         (lambda: HogPyramid(computed=0), "computed=0.*Fix"),
+        (lambda: model(balance=0.0), "model.balance=0.*Fix"),
         (lambda: DPM(DeepPyramid(), 2), "no mirror.*Fix: model.mirrored=false"),
         (lambda: DPM(DeepPyramid(), 2, mirrored=False), "no backbone.*Fix"),
         (lambda: HogPyramid()(torch.zeros(1, 3, 20, 20), None, (4, 4)), "20x20 pixels.*Fix"),  # no level at all
