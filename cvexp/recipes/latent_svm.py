@@ -15,7 +15,6 @@ each example belongs to one; hard negatives come from all images (`cvexp.models.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -84,7 +83,6 @@ def latent_svm(
         )
     trainer = make_trainer()
     join(trainer)
-    start = time.perf_counter()
     data.setup("fit")
     dry = bool(trainer.fast_dev_run)
     stages = Stages(trainer.default_root_dir, step=dry)
@@ -94,6 +92,7 @@ def latent_svm(
         model, data.dataset("train", augmented=False), count, batch, C, per_image, cache, bias, iterations,
         mined=min(mined_images or count, count), shown=trainer.progress_bar_callback is not None,
     )  # fmt: skip
+    keep(trainer, task, "last.ckpt")  # from now on `resume=` finds a run to go on with
     learner.stage(stages, "components", lambda: learn(task, data))
     learner.stage(stages, "roots", lambda: learner.roots(1 if dry else root_mining))
     if model.part_count:
@@ -101,9 +100,8 @@ def latent_svm(
         for turn in range(1, 2 if dry else relabels + 1):
             learner.stage(stages, f"latent_{turn}", lambda: learner.latent(1 if dry else mining))
     learner.stage(stages, "boxes", learner.boxes)
-    seconds = time.perf_counter() - start
     results: dict[str, float] = {
-        "train/seconds": seconds,
+        "train/seconds": sum(stages.seconds.values()),
         "train/epochs": 0,
         "train/steps": 0,
         "train/images": learner.seen,
@@ -111,8 +109,9 @@ def latent_svm(
     validated = trainer.validate(task, datamodule=data, verbose=False)[0]
     keep(trainer, task)
     results |= {name: float(value) for name, value in validated.items()}
-    if "val/AP50" in results:
-        results["val/best"] = results["val/AP50"]
+    chosen = getattr(trainer.checkpoint_callback, "monitor", None)
+    if chosen in results:
+        results["val/best"] = results[chosen]
     return results | tested(trainer, task, data, None)
 
 
