@@ -155,6 +155,11 @@ def show(results: dict[str, Any], folder: Path) -> None:
                 table.add_row(name, _number(results[name]) + _spread(name, results))
     for name, form in (
         ("val/best", ".4f"),
+        ("test/cnn_passes_per_image", ",.0f"),
+        ("test/windows_per_image", ",.0f"),
+        ("test/possible_boxes", ",.0f"),
+        ("test/seconds_per_image", ".4f"),
+        ("test/proposals_seconds_per_image", ".4f"),
         ("train/seconds", ".1f"),
         ("train/images_per_second", ".1f"),
         ("model/parameters", ","),

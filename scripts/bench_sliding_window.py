@@ -72,9 +72,9 @@ def main() -> None:
     model.mode = "crops"
     work = model.work(side, side)
     print(f"image {side} x {side}: {work['windows_per_image']:,} windows of {work['possible_boxes']:,} possible boxes")
-    print(f"crops {crops:8.1f} ms an image, {work['network_passes']:,} passes of the network")
+    print(f"crops {crops:8.1f} ms an image, {work['cnn_passes_per_image']:,} passes of the network")
     model.mode = "dense"
-    print(f"dense {dense:8.1f} ms an image, {model.work(side, side)['network_passes']} passes")
+    print(f"dense {dense:8.1f} ms an image, {model.work(side, side)['cnn_passes_per_image']} passes")
     print(f"ratio {ratio:8.2f} (median of {len(times)} rounds), largest difference {difference:.1e}")
 
 

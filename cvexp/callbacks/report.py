@@ -12,6 +12,7 @@ from torch import Tensor
 from cvexp.callbacks.dashboard import name_of
 from cvexp.loggers.shown import Captioned, audience, logged_step
 from cvexp.metrics.findings import Findings
+from cvexp.metrics.work import work_of
 from cvexp.report.evaluation import Galleries, ReadImage, write_report
 from cvexp.types import UserError
 
@@ -61,10 +62,12 @@ class Report(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         galleries = Galleries(reader(data.source(data.tested), explanation.findings), self.worst, self.best)
         model = type(pl_module.model).__name__
+        work = work_of(pl_module.model, data.source(data.tested))
         pictures = write_report(
             explanation, result, self.folder,
             title=f"{model} on {type(data).__name__} ({data.tested})",
-            facts={"measured by": metric.settings, "split": data.tested, "folder": self.folder.name},
+            facts={"measured by": metric.settings, "split": data.tested, "folder": self.folder.name}
+            | {name.replace("_", " "): shown(value) for name, value in work.items()},
             mask_result=getattr(metric, "mask_result", None), galleries=galleries,
         )  # fmt: skip
         for logger in audience(trainer):
@@ -72,6 +75,11 @@ class Report(Callback):
                 with Image.open(path) as picture:
                     shown = Captioned(picture.convert("RGB"), CAPTIONS[name])
                 logger.show_pictures(f"test/report/{name}", [shown], logged_step(trainer))
+
+
+def shown(value: float) -> str:
+    """``8,830,125,000``, ``299.5``."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
 
 def reader(source: object, findings: Findings) -> ReadImage:

@@ -180,6 +180,11 @@ class StagedDetector(nn.Module):
         }  # fmt: skip
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))  # samples so far; resumed with the weights
 
+    @property
+    def cnn_passes_per_image(self) -> float | None:
+        """Of the convolutions, on average since `passes` was last 0; None before any image."""
+        return self.passes / self.pictures if self.pictures else None
+
     # -- what differs --------------------------------------------------------------------------------------------------
 
     @abstractmethod

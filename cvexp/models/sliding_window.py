@@ -207,12 +207,20 @@ class SlidingWindow(nn.Module):
         return self._grids[key]
 
     def work(self, height: int, width: int) -> dict[str, int]:
-        """What an image of this size costs: windows, passes of the network, and the rectangles that there would be."""
-        levels = self.levels(height, width)
+        """What an image costs, for results and reports.
+
+        Args:
+            height, width: of the image on disk, pixels.
+
+        Returns:
+            ``windows_per_image`` and ``cnn_passes_per_image`` at the model's own size, and ``possible_boxes``: the rectangles
+            of whole pixels that there are in the image.
+        """
+        levels = self.levels(self.image_size, self.image_size)
         windows = count_windows(levels)
         return {
             "windows_per_image": windows,
-            "network_passes": windows if self.mode == "crops" else len(levels),
+            "cnn_passes_per_image": windows if self.mode == "crops" else len(levels),
             "possible_boxes": possible_boxes(width, height),
         }
 

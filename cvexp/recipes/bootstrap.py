@@ -54,8 +54,7 @@ def bootstrap(
         images: so many training images are scanned, the first ones; None: all.
 
     Returns:
-        Flat results as of `cvexp.recipes.end_to_end`, with ``train/false_alarms_<round>`` (of an image, on average),
-        ``test/windows_per_image``, ``test/network_passes`` and ``test/possible_boxes``, for an image of the model's size.
+        Flat results as of `cvexp.recipes.end_to_end`, with ``train/false_alarms_<round>`` (of an image, on average).
 
     Raises:
         UserError: numbers below the least ones, or a model that cannot learn negatives.
@@ -84,8 +83,6 @@ def bootstrap(
     results |= scans.results
     if trainer.interrupted:
         return results
-    work = task.model.work(task.model.image_size, task.model.image_size)
-    results |= {f"test/{name}": value for name, value in work.items()}
     return results | tested(trainer, task, data, kept_checkpoint(trainer))
 
 

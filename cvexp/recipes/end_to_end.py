@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from cvexp.callbacks import costs
 from cvexp.callbacks.budget import Budget
 from cvexp.callbacks.last import resumed_from
+from cvexp.metrics.work import work_of
 
 
 def end_to_end(
@@ -50,12 +51,11 @@ def tested(
 ) -> dict[str, float]:
     """What the test logs, of the weights of ``checkpoint`` or (None) as they are, and what `cvexp.callbacks.costs` measured.
 
-    With ``test/proposals_seconds_per_image`` where proposals were made beforehand, and ``test/cnn_passes_per_image`` where the
-    model tells it.
+    With ``test/proposals_seconds_per_image`` where proposals were made beforehand, and what a model tells of itself
+    (`cvexp.metrics.work.work_of`).
     """
     found = trainer.test(task, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
-    passes = getattr(task.model, "cnn_passes_per_image", None)
-    told = {} if passes is None else {"test/cnn_passes_per_image": float(passes)}
+    told = {f"test/{name}": float(value) for name, value in work_of(task.model, data.source(data.tested)).items()}
     return (
         {name: float(value) for name, value in found.items()} | costs.measured(trainer) | proposal_seconds(data) | told
     )

@@ -107,8 +107,8 @@ def test_training_classifies_what_the_scan_classifies() -> None:
 def test_the_work_of_an_image() -> None:
     """96 x 96 at five scales, square: 21^2 + 14^2 + 9^2 + 5^2 + 3^2 = 752 windows."""
     square = network(ratios=(1.0,))
-    assert square.work(96, 96) == {"windows_per_image": 752, "network_passes": 5, "possible_boxes": 4656**2}
-    assert network(ratios=(1.0,), mode="crops").work(96, 96)["network_passes"] == 752
+    assert square.work(96, 96) == {"windows_per_image": 752, "cnn_passes_per_image": 5, "possible_boxes": 4656**2}
+    assert network(ratios=(1.0,), mode="crops").work(96, 96)["cnn_passes_per_image"] == 752
     assert square.work(375, 500)["possible_boxes"] == 8_830_125_000
 
 
