@@ -67,7 +67,7 @@ class Report(Callback):
             explanation, result, self.folder,
             title=f"{model} on {type(data).__name__} ({data.tested})",
             facts={"measured by": metric.settings, "split": data.tested, "folder": self.folder.name}
-            | {name.replace("_", " "): shown(value) for name, value in work.items()},
+            | {name.replace("_", " "): in_words(value) for name, value in work.items()},
             mask_result=getattr(metric, "mask_result", None), galleries=galleries,
         )  # fmt: skip
         for logger in audience(trainer):
@@ -77,7 +77,7 @@ class Report(Callback):
                 logger.show_pictures(f"test/report/{name}", [shown], logged_step(trainer))
 
 
-def shown(value: float) -> str:
+def in_words(value: float) -> str:
     """``8,830,125,000``, ``299.5``."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from cvexp.callbacks.report import shown
+from cvexp.callbacks.report import in_words
 from cvexp.metrics.work import work_of
 from cvexp.models.sliding_window import SlidingWindow
 
@@ -19,7 +19,7 @@ def test_the_lectures_count_is_of_the_most_common_size() -> None:
     model = SlidingWindow(3, channels=(4, 4, 4), hidden=8, image_size=320)
     found = work_of(model, source((375, 500), (500, 375), (375, 500), (333, 500)))
     assert found["possible_boxes"] == 8_830_125_000
-    assert shown(found["possible_boxes"]) == "8,830,125,000"
+    assert in_words(found["possible_boxes"]) == "8,830,125,000"
     assert found["windows_per_image"] == model.work(1, 1)["windows_per_image"] > 100  # of the canvas, not of the image
     assert found["cnn_passes_per_image"] == 21
 
@@ -28,4 +28,4 @@ def test_models_that_tell_less() -> None:
     assert work_of(SimpleNamespace(cnn_passes_per_image=299.5), None) == {"cnn_passes_per_image": 299.5}
     assert work_of(SimpleNamespace(cnn_passes_per_image=None), None) == {}
     assert work_of(object(), None) == {}
-    assert shown(299.5) == "299.5"
+    assert in_words(299.5) == "299.5"
