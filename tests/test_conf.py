@@ -230,7 +230,9 @@ def test_command_line_wins_over_a_chosen_option(path: Path, slot: str, name: str
     if group == "model":  # one of the same kind: an experiment's parts are for that
         others &= next(set(known) for known in map(models_of, ("detection", "embedding")) if name in known)
         parts = {part for part, _ in chosen_by(path) if part.startswith("model/")} | {"model/backbone"}
-        others = {other for other in others if parts <= set(slots(f"model={other}"))}  # with the parts that it chooses too
+        others = {
+            other for other in others if parts <= set(slots(f"model={other}"))
+        }  # with the parts that it chooses too
     for other in sorted(others)[:1]:
         assert slots(*own, f"{slot}={other}")[slot] == other
 
