@@ -95,9 +95,10 @@ def flops_of_one_image(model: nn.Module, data: Any) -> int | None:
     try:
         loader = data.test_dataloader()
         batch = loader.collate_fn([loader.dataset[(0, 0)]])
-        batch = batch.to(next(parameter.device for parameter in model.parameters()))
-        extras = getattr(batch, "extras", {})
-        return (count_flops(model.eval(), batch.images, **extras).total or None) if first_process() else None
+        device = next(parameter.device for parameter in model.parameters())
+        extras = {name: [each.to(device) for each in every] for name, every in getattr(batch, "extras", {}).items()}
+        found = count_flops(model.eval(), batch.images.to(device), **extras) if first_process() else None
+        return (found.total or None) if found is not None else None
     except Exception:  # another kind of data or model, or too little memory: the results are there without it
         return None
     finally:

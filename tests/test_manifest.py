@@ -181,7 +181,8 @@ def test_no_secret_is_told(compose: Compose, monkeypatch: pytest.MonkeyPatch, no
     told = {"CVEXP_DATA": "/where/s3cret-e/sets", "CVEXP_X": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0,1"}
     for name, value in (secrets | told).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in ("WANDB_MODE", "CVEXP_CACHE"):
+        monkeypatch.delenv(name, raising=False)
     found = write(compose(*SHAPES), shapes())
     assert found["environment"] == told | {"CVEXP_DATA": ".../sets"}
     text = (tmp_path / "manifest.json").read_text()

@@ -228,7 +228,7 @@ OBJECTS = {
     "none on both": (0, 0, 0, 0),
     "one in all": (0, 0, 0, 1),
 }
-MODELS = {name: [word for word in words if word.startswith("model")] for name, words in KINDS.items()}
+MODELS = {name: [w for w in KINDS[name] if w.startswith("model")] for name in ("yolo", "faster_rcnn_fpn")}
 # Samples that are never full: every prior that is not ignored counts, so their number differs from image to image.
 MODELS["faster_rcnn_fpn, all priors"] = [*MODELS["faster_rcnn_fpn"], "model.rpn_batch=9999", "model.roi_batch=999"]
 
