@@ -124,7 +124,12 @@ def test_every_group_has_a_slot() -> None:
     assert [group for group in groups - used if f"/{group}@" not in mentioned and f"/{group}'" not in mentioned] == []
 
 
-@pytest.mark.parametrize("model", models())
+OF_EACH_KIND = ("yolo", "mask_rcnn", "facenet")  # boxes, masks, faces
+
+
+@pytest.mark.parametrize(
+    "model", [m if m in OF_EACH_KIND else pytest.param(m, marks=pytest.mark.slow) for m in models()]
+)
 def test_model_is_accepted_with_every_data_set(model: str, compose: Compose) -> None:
     for data in files("data"):
         check_config(compose(f"model={model}", f"data={data.stem}"), supplied=SUPPLIED)

@@ -46,6 +46,7 @@ ARROWS: dict[str, set[str]] = {
     "schedules": {"types"},
     "loggers": {"types", "ops", "viz"},  # boxes are drawn where a logger has none of its own
     "video": set(),  # frames in and out
+    "export": {"types"},  # any network as a file
     "config": {"types"},
 }
 # Commands and what they are made of see everything, also the configuration. A new command is added here.

@@ -605,6 +605,7 @@ COMPARABLE = (
 )
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """The global batches are the same and triplets are mined among the images of both: the same weights, the same test."""
     words = ["trainer.devices=2", "trainer.strategy=ddp", f"paths.output={tmp_path / 'two'}"]

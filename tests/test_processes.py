@@ -197,6 +197,7 @@ def test_each_has_its_half_of_every_batch(pair: tuple[str, Path]) -> None:
     assert halves[0][:6] != halves[0][6:], "another order in the next epoch"
 
 
+@pytest.mark.slow
 def test_metrics_of_two_are_those_of_one(pair: tuple[str, Path]) -> None:
     """Every number, to the last digit: nothing is averaged over processes, and no image is counted twice.
 

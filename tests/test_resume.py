@@ -90,7 +90,7 @@ def test_cut_off_anywhere(moment: str, step: int, whole: Whole, tmp_path: Path) 
     assert_equal_runs(whole("yolo"), (tmp_path, goes_on(tmp_path, *words)))
 
 
-@pytest.mark.parametrize("model", ["faster_rcnn_fpn", "facenet"])
+@pytest.mark.parametrize("model", [pytest.param("faster_rcnn_fpn", marks=pytest.mark.slow), "facenet"])
 def test_cut_off_within_an_epoch(model: str, whole: Whole, tmp_path: Path) -> None:
     """Random samples of proposals by number of the draw; random negatives by the process's random numbers."""
     words = [*MODELS[model], *QUICK]

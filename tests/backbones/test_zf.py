@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cvexp.backbones.zf import ZF, ResponseNorm
+from cvexp.types import UserError
 
 
 def test_the_five_convolutions() -> None:
@@ -33,6 +34,16 @@ def test_positions(size: tuple[int, int], expected: tuple[int, int]) -> None:
     with torch.device("meta"):
         (m,) = ZF()(torch.zeros(1, 3, *size, dtype=torch.uint8))
     assert m.shape == (1, 256, *expected)
+
+
+def test_a_first_stride_of_one_doubles_the_positions() -> None:
+    with torch.device("meta"):
+        backbone = ZF(first_stride=1)
+        (m,) = backbone(torch.zeros(1, 3, 96, 64, dtype=torch.uint8))
+    assert m.shape == (1, 256, 12, 8)
+    assert backbone.strides == [8]
+    with pytest.raises(UserError, match=r"first_stride=4.*Fix"):
+        ZF(first_stride=4)
 
 
 def test_width_scales_every_layer_but_not_below_eight() -> None:

@@ -374,6 +374,7 @@ WORDS = ("search=yolo", LR, "data.batch_size=8", "model.loss.lambda_noobj=0.5", 
          "optimizer.weight_decay=0.01", "hydra.sweeper.sampler=random", "hydra.sweep.dir=mine")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_in_its_second_trial_and_resumed(tmp_path: Path) -> None:
     """By a preset, without -m: the first job is not touched, the second goes on from its checkpoint, the total holds."""
     sweep = tmp_path / "mine"
