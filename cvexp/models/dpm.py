@@ -177,7 +177,7 @@ class DPM(nn.Module):
         overlap: float = 0.7,
         background: float = 0.5,
         negatives: int = 32,
-        balance: float | None = 4.0,
+        balance: float | None = 1.0,
         regularisation: float = 1e-4,
         cascade: int | None = None,
         score_threshold: float = 0.1,
@@ -197,7 +197,7 @@ class DPM(nn.Module):
                 f" Fix: model.part_size={root * pyramid.part_scale // 2}"
             )
         if balance is not None and not balance > 0:
-            raise UserError(f"model.balance={balance:g} is not above 0. Fix: model.balance=4, or null for no balance")
+            raise UserError(f"model.balance={balance:g} is not above 0. Fix: model.balance=1, or null for no balance")
         channels = pyramid.channels(backbone)
         self.components, self.mirrored, self.part_count = components, mirrored, parts
         self.part_size, self.root_side, self.root_area, self.reach = part_size, root, root_area, reach

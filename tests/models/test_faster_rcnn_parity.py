@@ -4,128 +4,67 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
-import hydra
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
+from torchvision_pairs import (
+    ALL,
+    NONE,
+    ONE,
+    SEVERAL,
+    SIZE,
+    K,
+    Pair,
+    frozen,
+    losses_by_our_names,
+    model_node,
+    speaking,
+    squares_and_noise,
+    translated,
+)
 
 from cvexp.build import build_model
-from cvexp.config import conf_dir, register_resolvers
 from cvexp.models.faster_rcnn import FasterRCNN
 from cvexp.models.torchvision_names import UNNAMED
 from cvexp.types import Target
-
-SIZE, K, ALL = 128, 5, 100_000
-# What differs from the YAML: everything is sampled, so that no draw differs, and torchvision's head has beta 1/9, too.
-WORDS = (
-    "model=faster_rcnn_fpn", f"model.image_size={SIZE}", f"model.rpn_batch={ALL}", f"model.roi_batch={ALL}",
-    f"model.candidates={ALL}", "model.roi_box_loss.beta=0.1111111111111111",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def configured() -> Callable[..., DictConfig]:
     """``configured("model.x=1")``: the node ``model`` of the real configuration."""
-    register_resolvers()
-
-    def composed(*words: str) -> DictConfig:
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra.compose("train", [*WORDS, *words]).model
-
-    return composed
-
-
-class Pair(NamedTuple):
-    """torchvision's network and ours with the same weights."""
-
-    theirs: nn.Module
-    ours: FasterRCNN
+    return lambda *words: model_node("model=faster_rcnn_fpn", *words)
 
 
 @pytest.fixture(scope="module")
-def theirs() -> nn.Module:
-    """Random weights, the statistics of the norms filled so that activations stay tame, outputs that say something."""
+def pair(configured: Callable[..., DictConfig]) -> Pair:
+    """Ours from the YAML, its weights through `FasterRCNN.translate`."""
     torch.manual_seed(0)
-    model = fasterrcnn_resnet50_fpn(
+    theirs = fasterrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=K + 1, min_size=SIZE, max_size=SIZE,
         rpn_batch_size_per_image=ALL, box_batch_size_per_image=ALL,
     )  # fmt: skip
-    for name, parameter in model.named_parameters():
-        if any(part in name for part in ("cls_score", "bbox_pred", "cls_logits")):
-            nn.init.normal_(parameter, std=0.1 if "cls_score" in name else 0.03)
-    with torch.no_grad():
-        for _ in range(6):
-            model.train().backbone(torch.randn(2, 3, SIZE, SIZE))
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def pair(theirs: nn.Module, configured: Callable[..., DictConfig]) -> Pair:
-    """Ours from the YAML, its weights through `FasterRCNN.translate`."""
-    ours = build_model(configured(), K).eval()
-    state = ours.translate(theirs.state_dict())
-    found = ours.load_state_dict(state, strict=False)
-    assert (found.missing_keys, found.unexpected_keys) == (["draws"], [])
-    return Pair(theirs, ours)
+    return translated(speaking(theirs, passes=6, batch=2), build_model(configured(), K))
 
 
 @pytest.fixture(autouse=True)
 def evaluation(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "pair" in request.fixturenames:
-        for model in request.getfixturevalue("pair"):
-            model.eval().zero_grad()
+        request.getfixturevalue("pair").rested()
 
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    """Coloured squares of 16 pixels and noise: one alone looks the same everywhere, or is exactly equal in many places."""
-    generator = torch.Generator().manual_seed(1)
-    squares = torch.rand(2, 3, SIZE // 16, SIZE // 16, generator=generator).mul(156)
-    noise = torch.rand(2, 3, SIZE, SIZE, generator=generator) * 100
-    return (squares.repeat_interleave(16, dim=2).repeat_interleave(16, dim=3) + noise).byte()
-
-
-def target(boxes: list, labels: list[int], image_id: int) -> Target:
-    count = len(labels)
-    return Target(
-        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        labels=torch.tensor(labels, dtype=torch.int64),
-        difficult=torch.zeros(count, dtype=torch.bool),
-        crowd=torch.zeros(count, dtype=torch.bool),
-        area=torch.ones(count),
-        image_id=image_id,
-        size=(SIZE, SIZE),
-        original_size=(SIZE, SIZE),
-        to_original=torch.tensor([1.0, 1.0, 0.0, 0.0]),
-    )
-
-
-SEVERAL = target([[10, 15, 60, 100], [50, 25, 120, 75], [5, 80, 40, 120]], [1, 3, 4], 0)
-ONE, NONE = target([[3, 3, 30, 30]], [2], 1), target([], [], 2)
+    return squares_and_noise()
 
 
 def their_features(model: nn.Module, images: Tensor) -> tuple[ImageList, dict[str, Tensor]]:
     batch, _ = model.transform(list(images / 255))
     return batch, model.backbone(batch.tensors)
-
-
-def their_losses(model: nn.Module, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-    """Labels from 1; the norms keep their statistics."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-    losses = model(list(images / 255), [{"boxes": t.boxes, "labels": t.labels + 1} for t in targets])
-    names = {"loss_objectness": "rpn_objectness", "loss_rpn_box_reg": "rpn_box", "loss_classifier": "roi_class"}
-    return {names.get(name, "roi_box"): value for name, value in losses.items()}
 
 
 # -- stage by stage ----------------------------------------------------------------------------------------------------
@@ -201,13 +140,9 @@ def test_detections(pair: Pair, images: Tensor) -> None:
     ],
 )
 def test_the_four_losses(pair: Pair, images: Tensor, targets: list[Target]) -> None:
-    pair.ours.train()
-    for module in pair.ours.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
     with torch.no_grad():
-        expected = {k: v.item() for k, v in their_losses(pair.theirs, images, targets).items()}
-        found = {k: v.item() for k, v in pair.ours(images, targets).items()}
+        expected = {k: v.item() for k, v in losses_by_our_names(pair.theirs, images, targets).items()}
+        found = {k: v.item() for k, v in frozen(pair.ours)(images, targets).items()}
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert (found["rpn_box"] > 0) == (found["roi_box"] > 0) == any(map(len, targets))
 
@@ -215,12 +150,9 @@ def test_the_four_losses(pair: Pair, images: Tensor, targets: list[Target]) -> N
 @pytest.fixture(scope="module")
 def gradients(pair: Pair, images: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Of the sum of the losses, theirs and ours; one backward pass of each serves all rows."""
-    pair.ours.train()
-    for module in pair.ours.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
     targets = [SEVERAL, ONE]
-    totals = sum(their_losses(pair.theirs, images, targets).values()), sum(pair.ours(images, targets).values())
+    losses = losses_by_our_names(pair.theirs, images, targets), frozen(pair.ours)(images, targets)
+    totals = [sum(each.values()) for each in losses]
     both = [
         torch.autograd.grad(total, [model.get_parameter(row[side]) for row in WEIGHTS])
         for side, (model, total) in enumerate(zip(pair, totals, strict=True))

@@ -3,133 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
-import hydra
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
+from torchvision_pairs import (
+    ALL,
+    NONE,
+    ONE,
+    SEVERAL,
+    SIZE,
+    K,
+    Pair,
+    frozen,
+    losses_by_our_names,
+    model_node,
+    speaking,
+    squares_and_noise,
+    translated,
+)
 
 from cvexp.build import build_model
-from cvexp.config import conf_dir, register_resolvers
 from cvexp.models.mask_rcnn import MaskRCNN, mask_goals
 from cvexp.models.torchvision_names import UNNAMED
-from cvexp.types import Target
 
-SIZE, K, ALL = 128, 5, 100_000
-# What differs from the YAML: all regions are sampled, so that no draw differs, of them all positive ones (fewer than 24) draw
-# masks; torchvision's box loss has beta 1/9, and it reads the objects' masks half a pixel off.
-WORDS = (
-    "model=mask_rcnn", f"model.image_size={SIZE}", f"model.rpn_batch={ALL}", f"model.roi_batch={ALL}",
-    f"model.candidates={ALL}", "model.roi_box_loss.beta=0.1111111111111111", "model.mask_batch=24",
-    "model.mask_aligned=false", "model.max_detections=12",
-)  # fmt: skip
+# What differs from the YAML besides: all positive regions (fewer than 24) draw masks, and torchvision reads the objects' masks
+# half a pixel off.
+WORDS = ("model=mask_rcnn", "model.mask_batch=24", "model.mask_aligned=false", "model.max_detections=12")
 
 
 @pytest.fixture(scope="module")
 def configured() -> Callable[..., DictConfig]:
     """``configured("model.x=1")``: the node ``model`` of the real configuration."""
-    register_resolvers()
-
-    def composed(*words: str) -> DictConfig:
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra.compose("train", [*WORDS, *words]).model
-
-    return composed
-
-
-class Pair(NamedTuple):
-    """torchvision's network and ours with the same weights."""
-
-    theirs: nn.Module
-    ours: MaskRCNN
+    return lambda *words: model_node(*WORDS, *words)
 
 
 @pytest.fixture(scope="module")
 def pair(configured: Callable[..., DictConfig]) -> Pair:
-    """Random weights, norms that keep activations tame, outputs that say something; ours through `MaskRCNN.translate`."""
+    """Ours from the YAML, its weights through `MaskRCNN.translate`."""
     torch.manual_seed(0)
     theirs = maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=K + 1, min_size=SIZE, max_size=SIZE, box_detections_per_img=12,
         rpn_batch_size_per_image=ALL, box_batch_size_per_image=ALL, rpn_post_nms_top_n_train=100,
         rpn_post_nms_top_n_test=100,
     )  # fmt: skip
-    for name, parameter in theirs.named_parameters():
-        if any(part in name for part in ("cls_score", "bbox_pred", "cls_logits")):
-            nn.init.normal_(parameter, std=0.1 if "cls_score" in name else 0.03)
-    with torch.no_grad():
-        for _ in range(4):
-            theirs.train().backbone(torch.randn(1, 3, SIZE, SIZE))
-    ours = build_model(configured("model.post_nms=[100,100]"), K).eval()
-    found = ours.load_state_dict(ours.translate(theirs.state_dict()), strict=False)
-    assert (found.missing_keys, found.unexpected_keys) == (["draws"], [])
-    return Pair(theirs.eval(), ours)
+    return translated(speaking(theirs, passes=4, batch=1), build_model(configured("model.post_nms=[100,100]"), K))
 
 
 @pytest.fixture(autouse=True)
 def evaluation(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "pair" in request.fixturenames:
-        for model in request.getfixturevalue("pair"):
-            model.eval().zero_grad()
+        request.getfixturevalue("pair").rested()
 
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    """Coloured squares of 16 pixels and noise: one alone looks the same everywhere, or is exactly equal in many places."""
-    generator = torch.Generator().manual_seed(1)
-    squares = torch.rand(2, 3, SIZE // 16, SIZE // 16, generator=generator).mul(156)
-    noise = torch.rand(2, 3, SIZE, SIZE, generator=generator) * 100
-    return (squares.repeat_interleave(16, dim=2).repeat_interleave(16, dim=3) + noise).byte()
-
-
-def target(boxes: list, labels: list[int], image_id: int) -> Target:
-    """Ellipses in their boxes."""
-    count = len(labels)
-    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    places = torch.arange(SIZE) + 0.5
-    centre, half = (corners[:, :2] + corners[:, 2:]) / 2, (corners[:, 2:] - corners[:, :2]) / 2
-    across, down = ((places - centre[:, i, None]) / half[:, i, None] for i in (0, 1))
-    return Target(
-        boxes=corners,
-        labels=torch.tensor(labels, dtype=torch.int64),
-        difficult=torch.zeros(count, dtype=torch.bool),
-        crowd=torch.zeros(count, dtype=torch.bool),
-        area=torch.ones(count),
-        image_id=image_id,
-        size=(SIZE, SIZE),
-        original_size=(SIZE, SIZE),
-        to_original=torch.tensor([1.0, 1.0, 0.0, 0.0]),
-        masks=(across**2)[:, None, :] + (down**2)[:, :, None] <= 1,
-    )
-
-
-SEVERAL = target([[10, 15, 60, 100], [50, 25, 120, 75], [5, 80, 40, 120]], [1, 3, 4], 0)
-ONE, NONE = target([[3, 3, 30, 30]], [2], 1), target([], [], 2)
-
-
-def frozen(model: nn.Module) -> nn.Module:
-    """In training mode, norms with their statistics."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-    return model
-
-
-def their_losses(model: nn.Module, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-    """Under our names; labels from 1."""
-    losses = frozen(model)(
-        list(images / 255),
-        [{"boxes": t.boxes, "labels": t.labels + 1, "masks": t.masks.to(torch.uint8)} for t in targets],
-    )
-    names = {"loss_objectness": "rpn_objectness", "loss_rpn_box_reg": "rpn_box", "loss_classifier": "roi_class"}
-    return {(names | {"loss_mask": "mask", "loss_box_reg": "roi_box"})[name]: value for name, value in losses.items()}
+    return squares_and_noise()
 
 
 def test_the_only_parameters_less_are_the_backgrounds_mask(configured) -> None:
@@ -166,7 +99,7 @@ Losses = tuple[dict[str, Tensor], dict[str, Tensor]]
 @pytest.fixture(scope="module")
 def losses(pair: Pair, images: Tensor) -> Losses:
     """Theirs and ours of several objects in one image and one in the other, with their graphs."""
-    return their_losses(pair.theirs, images, [SEVERAL, ONE]), frozen(pair.ours)(images, [SEVERAL, ONE])
+    return losses_by_our_names(pair.theirs, images, [SEVERAL, ONE]), frozen(pair.ours)(images, [SEVERAL, ONE])
 
 
 def assert_equal_losses(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
@@ -184,7 +117,7 @@ def test_the_five_losses(losses: Losses) -> None:
 def test_the_five_losses_with_an_image_without_objects(pair: Pair, images: Tensor) -> None:
     with torch.no_grad():
         assert_equal_losses(
-            their_losses(pair.theirs, images, [SEVERAL, NONE]), frozen(pair.ours)(images, [SEVERAL, NONE])
+            losses_by_our_names(pair.theirs, images, [SEVERAL, NONE]), frozen(pair.ours)(images, [SEVERAL, NONE])
         )
 
 
