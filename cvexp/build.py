@@ -36,6 +36,7 @@ SUPPLIED = {
     "trainer": {"callbacks", "logger"},
     "optimizer": {"params"},
     "recipe": {"make_trainer", "task", "data"},
+    "instead": {"make_trainer", "task", "data"},
 }
 """What the commands themselves hand to a component, by node of the configuration."""
 
@@ -103,7 +104,7 @@ def check_parts(cfg: DictConfig) -> None:
             f"data.image_size={cfg.data.image_size} differs from model.image_size={cfg.model.image_size}."
             " Fix: set model.image_size only; the data follows it"
         )
-    for name in ("model", "optimizer", "scheduler", "metric", "recipe", "data", "task", "callbacks"):
+    for name in ("model", "optimizer", "scheduler", "metric", "recipe", "instead", "data", "task", "callbacks"):
         try:
             with torch.device("meta"):
                 part = _try_part(cfg, name)
@@ -131,7 +132,7 @@ def _try_part(cfg: DictConfig, name: str) -> Any:
         return model
     if name == "task":  # with nothing to train and to measure
         return instantiate(cfg.task, model=nn.Identity(), optimizer=None, scheduler=None, metric=None, classes=[])
-    part = instantiate(cfg[name])
+    part = instantiate(cfg.get(name))
     if name == "optimizer":
         part([torch.zeros(1, requires_grad=True)])
     return part

@@ -87,7 +87,7 @@ def _train(cfg: DictConfig, changes: list[Change] | None) -> dict[str, Any]:
         task.description["proposals"] = learnt  # who predicts makes the same ones
     with open_loggers(cfg) as loggers:
         make_trainer = partial(instantiate, cfg.trainer, callbacks=build_callbacks(cfg), logger=loggers)
-        results = instantiate(cfg.recipe)(make_trainer, task, data)
+        results = instantiate(cfg.get("instead") or cfg.recipe)(make_trainer, task, data)
     return write_results(results, model, data, cfg, task.metric)
 
 

@@ -20,7 +20,7 @@ from cvexp.errors import UserError
 
 Where = Callable[[str], str]
 _REMOVED: Mapping[str, Set[str]] = {"model": {"size"}}  # it chooses among numbers (`pick`); no class takes it
-_OPTIONAL = ("data", "metric", "scheduler")
+_OPTIONAL = ("data", "metric", "scheduler", "instead")
 _SEVERAL = ("callbacks", "logger")  # parts by name, each of which may be null
 _CONVERT = ("none", "partial", "object", "all")
 

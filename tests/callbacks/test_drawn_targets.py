@@ -196,7 +196,7 @@ def run(compose: Callable[..., Any], *words: str) -> dict[str, Any]:
 def test_debug_targets_draws_a_batch_and_ends(
     compose: Callable[..., Any], tiny: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    results = run(compose, *tiny, "recipe.images=3")
+    results = run(compose, *tiny, "instead.images=3")
     written = {path.name for path in tmp_path.rglob("*") if path.is_file()} - {"git.diff"}
     assert written == {"config.yaml", "manifest.json", "result.json", *(f"targets_cells_{k}.png" for k in (1, 2, 3))}
     assert Image.open(tmp_path / "targets_cells_1.png").width == 800 + 380 + 48
@@ -213,6 +213,21 @@ def test_debug_targets_draws_a_batch_and_ends(
     assert "warn" not in (captured.out + captured.err).lower()
 
 
+@pytest.mark.parametrize("model", ["sliding_window", "dpm", "rcnn", pytest.param("sppnet", marks=pytest.mark.slow)])
+def test_models_with_a_recipe_of_their_own_are_drawn_too(
+    model: str, compose: Callable[..., Any], tiny: list[str]
+) -> None:
+    """Nothing of that recipe is run, and none of its settings is in the way."""
+    from cvexp.build import SUPPLIED
+    from cvexp.config import check_config
+
+    words = [*tiny, f"model={model}", "data.train_size=8", "instead.images=1", "callbacks.pictures=null"]
+    check_config(compose(*words, "debug=targets"), supplied=SUPPLIED)
+    results = run(compose, *words)
+    assert any(name.startswith("targets/") and name.endswith("/positive") for name in results)
+    assert "train/steps" not in results
+
+
 def test_the_batch_is_the_one_that_training_starts_with(
     compose: Callable[..., Any], tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +240,7 @@ def test_the_batch_is_the_one_that_training_starts_with(
     look, step = targets.assignments, DetectionTask.training_step
     monkeypatch.setattr(targets, "assignments", lambda model, batch: seen.append(batch) or look(model, batch))
     monkeypatch.setattr(DetectionTask, "training_step", lambda s, batch, i: seen.append(batch) or step(s, batch, i))
-    run(compose, *tiny, "recipe.images=0")
+    run(compose, *tiny, "instead.images=0")
     train(compose(*tiny, "debug=step"))
     drawn, trained = seen[:2]
     assert torch.equal(drawn.images, trained.images)

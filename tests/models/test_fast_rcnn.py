@@ -115,6 +115,13 @@ def test_parameters_with_vgg16(build) -> None:
     assert count(model) == 134_690_729, "the cut layers are no part of the model"
 
 
+def test_caffenet_ends_before_its_last_pooling(build) -> None:
+    """RoI pooling to 6 x 6 stands in its place (section 2.1): stride 16, fc6 of 9,216 numbers."""
+    model = build("model=fast_rcnn_caffenet", size="base", num_classes=20, device="meta")
+    assert (model.backbone.strides, model.pool_size, model.head.body[0].in_features) == ([16], 6, 9216)
+    assert count(model.head.body[0]) == 37_752_832
+
+
 def test_the_yaml_has_the_papers_numbers(build) -> None:
     model = build(size="base", num_classes=20, device="meta")
     assert (model.roi_batch, model.roi_positive, model.roi_threshold, model.roi_lowest) == (64, 0.25, 0.5, 0.1)
