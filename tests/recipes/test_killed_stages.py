@@ -37,10 +37,9 @@ STAGES = {
     "sppnet": ("features_0000", "svm"),
     "dpm": ("components", "roots", "parts", "latent_1", "boxes"),
 }
-# gradients are summed in another order; a last digit of float16 then moves the SVMs within their gap
-SAME = {
-    "rcnn": {"head.classify.weight": 1e-5, "head.box_weight": 1e-3, "head.svm_weight": 2e-2},
-    "sppnet": {"head.classify.weight": 1e-5, "head.box_weight": 1e-3, "head.svm_weight": 2e-2},
+SAME = {  # largest difference over the largest weight: gradients are summed in another order
+    "rcnn": {"head.classify.weight": 1e-5, "head.box_weight": 1e-3},
+    "sppnet": {"head.classify.weight": 1e-5, "head.box_weight": 1e-3},
     "dpm": {"root": 1e-4, "parts": 1e-4},
 }
 
@@ -99,12 +98,22 @@ def test_killed_in_a_stage_and_resumed_is_the_same_bit_for_bit(model: str, after
     assert scores[0] == scores[1]
 
 
-@pytest.mark.parametrize("model", list(KINDS))
-def test_two_processes_equal_one(model: str, tmp_path: Path) -> None:
+def assert_two_equal_one(model: str, folder: Path, same: dict[str, float], *words: str) -> None:
     for name, devices in (("one", 1), ("two", 2)):
-        ended(tmp_path / name, model, f"trainer.devices={devices}", "callbacks.ema=null")
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name, share in SAME[model].items():
+        ended(folder / name, model, f"trainer.devices={devices}", "callbacks.ema=null", *words)
+    one, two = weights(folder / "one"), weights(folder / "two")
+    for name, share in same.items():
         first, second = one[f"model.{name}"], two[f"model.{name}"]
         assert float(first.abs().max()) > 0
         assert float((first - second).abs().max()) < share * float(first.abs().max()), name
+
+
+@pytest.mark.parametrize("model", list(KINDS))
+def test_two_processes_equal_one(model: str, tmp_path: Path) -> None:
+    assert_two_equal_one(model, tmp_path, SAME[model])
+
+
+@pytest.mark.parametrize("model", ["rcnn", "sppnet"])
+def test_machines_of_two_processes_are_those_of_one(model: str, tmp_path: Path) -> None:
+    """On equal features: after a fine-tuning, a last digit of float16 may choose other hard negatives."""
+    assert_two_equal_one(model, tmp_path, {"head.svm_weight": 1e-5, "head.box_weight": 1e-5}, "optimizer.lr=0")
