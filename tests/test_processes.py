@@ -75,7 +75,7 @@ KINDS = {
     "fast_rcnn": ("model=fast_rcnn", "optimizer.lr=1e-2"),
     "rcnn_minus_r": ("model=rcnn_minus_r", "optimizer.lr=1e-2"),
     "sliding_window": ("model=sliding_window", "recipe.every=1", "optimizer.lr=1e-2"),
-    "dpm_cnn": ("model=dpm_cnn", "optimizer.lr=1e-2"),
+    "dpm_cnn": ("model=dpm_cnn", "optimizer.lr=1e-3"),  # at 1e-2 a rounding moves a latent placement
 }
 ONE_IN_THE_FAST_SUITE = "yolo"
 
@@ -169,7 +169,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Kind and folder, in which are ``start``, not trained, ``one``, trained by one process, and ``two``."""
     folder = tmp_path_factory.mktemp(request.param)
     kind = (*KINDS[request.param], *SMALL)
-    alone(folder / "start", *kind, "recipe=test_only")
+    alone(folder / "start", *(word for word in kind if not word.startswith("recipe.")), "recipe=test_only")
     alone(folder / "one", *kind)
     code, text = run(*kind, TWO, PARTS, NOTE, "hydra.run.dir=two", cwd=folder)
     assert code == 0, text

@@ -30,7 +30,7 @@ from cvexp.ops.dist import global_mean
 from cvexp.ops.matching import max_iou, overlaps
 from cvexp.ops.nms import Greedy, Suppression, detect
 from cvexp.ops.roi import roi_align, roi_pool
-from cvexp.ops.sampling import random_keys, sample
+from cvexp.ops.sampling import keys_of_parts, sample
 from cvexp.ops.stages import stage
 from cvexp.ops.truncated_svd import compressed
 from cvexp.types import Assignment, Detection, Match, Target, UserError
@@ -485,12 +485,13 @@ class FastRCNN(nn.Module):
             ``[B, roi_batch, 4]`` regions and their match, whose weight is 0 where an image had too few.
         """
         objects = pad_targets(targets)
-        short = max(self.roi_batch - boxes.shape[1] - objects.boxes.shape[1], 0)
+        given, own = boxes.shape[1], objects.boxes.shape[1]
+        short = max(self.roi_batch - given - own, 0)
         boxes = F.pad(torch.cat([boxes, objects.boxes], dim=1), (0, 0, 0, short))
         usable = F.pad(torch.cat([usable, objects.valid & ~objects.ignored], dim=1), (0, short))
         ids = torch.tensor([t.image_id for t in targets], device=boxes.device)
         draw = self.draws if self.training else torch.zeros_like(self.draws)
-        keys = random_keys(ids, draw, boxes.shape[1])
+        keys = keys_of_parts(ids, draw, (given, own, short))
         return sample_regions(
             boxes, usable, objects, keys, self.roi_threshold, self.roi_lowest, self.roi_batch, self.roi_positive
         )

@@ -30,7 +30,7 @@ from cvexp.ops.coding import UNIT
 from cvexp.ops.dist import gather, global_mean, world_size
 from cvexp.ops.matching import max_iou
 from cvexp.ops.nms import Greedy, Suppression
-from cvexp.ops.sampling import random_keys
+from cvexp.ops.sampling import keys_of_parts
 from cvexp.ops.stages import stage
 from cvexp.ops.warp import warp, with_context
 from cvexp.types import Assignment, Detection, Match, Target, UserError
@@ -271,8 +271,7 @@ class StagedDetector(nn.Module):
         match = max_iou(boxes, objects, self.threshold, self.threshold, usable, lowest=self.lowest)
         ids = torch.tensor([t.image_id for t in targets], device=boxes.device)
         draw = self.draws if self.training else torch.zeros_like(self.draws)
-        counts = (given.shape[1], objects.boxes.shape[1])  # each with its own numbers: padding then changes no draw
-        keys = torch.cat([random_keys(ids, draw * 2 + part, count) for part, count in enumerate(counts)], dim=1)
+        keys = keys_of_parts(ids, draw, (given.shape[1], objects.boxes.shape[1]))
         drawn = draw_of_all(match.positive, keys, self.positives)
         drawn = drawn | draw_of_all(~match.positive & ~match.ignored, keys, self.negatives)
         return boxes, Match(match.target_index, match.positive, match.ignored, drawn.to(match.weight.dtype))

@@ -6,6 +6,8 @@ sample on any number of processes, and a resumed run goes on as an uninterrupted
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,24 @@ def random_keys(image_ids: Tensor, draw: Tensor, count: int) -> Tensor:
     seed = _mix(image_ids * 0x9E3779B97F4A7C + draw * 0xD1B54A32D192ED)
     keys = _mix(seed[:, None] + torch.arange(count, device=seed.device) * 0x1E3779B97F4A7C15)
     return ((keys >> 39) & 0xFFFFFF).float() / 2**24
+
+
+def keys_of_parts(image_ids: Tensor, draw: Tensor, counts: Sequence[int]) -> Tensor:
+    """`random_keys` of several lists one after the other, as proposals and objects, each with numbers of its own.
+
+    A list is padded to the longest of the batch. If one row of numbers ran through all lists, those of the second would
+    depend on the padding of the first, and an image's sample on the images beside it.
+
+    Args:
+        image_ids: int64 ``[B]``.
+        draw: int64 ``[]``, the number of the draw.
+        counts: length of each list.
+
+    Returns:
+        float32 ``[B, sum of counts]``.
+    """
+    parts = (random_keys(image_ids, draw * len(counts) + part, count) for part, count in enumerate(counts))
+    return torch.cat(list(parts), dim=1)
 
 
 def _mix(x: Tensor) -> Tensor:

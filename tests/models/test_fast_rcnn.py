@@ -242,6 +242,20 @@ def test_only_the_own_class_gets_a_gradient_of_the_box_loss() -> None:
 # -- sampling ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_sample_does_not_depend_on_the_other_images_of_the_batch() -> None:
+    """One with many proposals and objects pads the lists of the others."""
+    few = [torch.tensor([[10.0, 10, 50, 60], [12, 9, 48, 66], [0, 0, 30, 30], [40, 40, 90, 90], [30, 5, 80, 44]])]
+    many = torch.rand(60, 2, generator=torch.Generator().manual_seed(0)) * 60
+    one = target([[10, 10, 50, 62], [41, 38, 92, 90]], [0, 1], 7)
+    other = target([[i, i, i + 30.0, i + 30] for i in range(9)], [0] * 9, 8)
+    model = tiny(roi_batch=4, roi_positive=0.5).train()
+    for draw in range(20):
+        model.draws.fill_(draw)
+        alone = model.sample_regions(*model.padded(few), [one])[0][0]
+        beside = model.sample_regions(*model.padded([*few, torch.cat([many, many + 30], dim=1)]), [one, other])[0][0]
+        assert sorted(alone.tolist()) == sorted(beside.tolist())
+
+
 def test_a_sample_is_a_quarter_objects_and_the_rest_touches_one() -> None:
     model = tiny(roi_batch=16)
     boxes, match = model.sample_regions(*model.padded(PROPOSALS), TARGETS)

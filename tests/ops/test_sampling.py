@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cvexp.ops.sampling import _mix, random_keys, sample
+from cvexp.ops.sampling import _mix, keys_of_parts, random_keys, sample
 from cvexp.types import Match
 
 
@@ -72,6 +72,15 @@ def test_those_with_the_largest_keys_are_drawn() -> None:
     keys = torch.tensor([[0.1, 0.9, 0.5, 0.0, 0.3, 1.0]])  # a key of 0 may be drawn as well
     assert sample(match, keys, 2, 0.5).weight.tolist() == [[0, 1, 0, 0, 1, 0]]
     assert sample(match, keys, 4, 0.5).weight.tolist() == [[0, 1, 1, 1, 1, 0]]
+
+
+def test_the_second_list_does_not_depend_on_the_padding_of_the_first() -> None:
+    ids, draw = torch.tensor([3, 8]), torch.tensor(5)
+    short, long = keys_of_parts(ids, draw, (10, 4)), keys_of_parts(ids, draw, (25, 6))
+    assert torch.equal(short[:, :10], long[:, :10])
+    assert torch.equal(short[:, 10:], long[:, 25:29])
+    assert len(long.unique()) == long.numel()
+    assert not torch.isin(keys_of_parts(ids, draw + 1, (25, 6)), long).any()
 
 
 def test_no_prior_at_all() -> None:
