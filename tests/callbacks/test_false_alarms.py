@@ -28,7 +28,8 @@ QUICK = (
 )
 SHAPES = ("data=shapes", "data.train_size=64", "data.val_size=8", "data.test_size=8", "data.batch_size=8")
 FACES = ("data=drawn_faces", "data.train_identities=16", "data.batch_size=32")
-TRAINED = [(name, SHAPES) for name in models_of("detection")] + [("facenet", FACES)]
+OWN = {"sliding_window": ("recipe.every=8",)}  # its rounds are parts of the epochs, which are not limited here
+TRAINED = [(name, (*SHAPES, *OWN.get(name, ()))) for name in models_of("detection")] + [("facenet", FACES)]
 ALARMS = ("not_finite", "learning_rate", "starving", "positives", "health")
 
 
