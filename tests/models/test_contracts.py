@@ -251,3 +251,22 @@ def test_a_model_that_needs_proposals_says_so(case) -> None:
     if extras:
         with pytest.raises(UserError, match=r"needs proposals.*Fix: data\.proposals=selective_search"):
             model(images, targets)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_pass_at_paper_size(name: str, compose: Callable) -> None:
+    """Contract 12: the paper's network on an image of its own size, with the losses' and the detections' way."""
+    torch.manual_seed(0)
+    cfg = compose(f"model={name}")
+    model = build_model(cfg.model, 20).eval()
+    size = cfg.model.image_size
+    boxes = [[0.1 * size, 0.1 * size, 0.5 * size, 0.4 * size]]
+    image = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
+    extras = {"proposals": regions(boxes, size)[:1]} if "proposals" in getattr(model, "external", ()) else {}
+    with torch.no_grad():
+        (found,) = model(image, **extras)
+        losses = model(image, [target(boxes, [14], size, 0)], **extras)
+    assert isinstance(found, Detection)
+    assert set(losses) == NAMES[name]
+    assert all(math.isfinite(value) for value in losses.values())
