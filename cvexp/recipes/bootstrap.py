@@ -80,7 +80,7 @@ def bootstrap(
         return trainer
 
     trainer, results = trained(with_rounds, task, data)
-    results |= scans.results
+    results |= scans.numbers(Stages(trainer.default_root_dir, step=bool(trainer.fast_dev_run)))
     if trainer.interrupted:
         return results
     return results | tested(trainer, task, data, kept_checkpoint(trainer))
@@ -126,7 +126,18 @@ class Rounds(Callback):
             found = stages.artefact(f"negatives_{self._told}", lambda: self._scan(trainer, pl_module))
             boxes = found["boxes"].split(found["counts"].tolist())
             pl_module.model.learn_negatives(boxes, found["image_ids"].tolist())
-            self.results[f"train/false_alarms_{self._told}"] = float(found["alarms"]) / max(len(found["counts"]), 1)
+            self._note(self._told, found)
+
+    def _note(self, number: int, found: Artefact) -> None:
+        self.results[f"train/false_alarms_{number}"] = float(found["alarms"]) / max(len(found["counts"]), 1)
+
+    def numbers(self, stages: Stages) -> dict[str, float]:
+        """`results`; of a run that went on after its last epoch, and so was told of no round, by the artefacts."""
+        for number in range(self._told + 1, self.rounds + 1):
+            found = stages.kept(f"negatives_{number}")
+            if found is not None:
+                self._note(number, found)
+        return self.results
 
     def _length(self, trainer: Trainer) -> int:
         """Epochs of a round.

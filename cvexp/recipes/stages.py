@@ -79,6 +79,15 @@ class Stages:
         rank_zero_info(f"stage {name}: {self.seconds[name]:.1f} s")
         return found
 
+    def kept(self, name: str) -> Artefact | None:
+        """The result of a stage that was done before, else None; nothing is made, and no process waits for another.
+
+        Raises:
+            UserError: a file that cannot be read.
+        """
+        path = self.path(name)
+        return self._read(path) if not self.step and path.is_file() else None
+
     @staticmethod
     def _read(path: Path) -> Artefact:
         try:

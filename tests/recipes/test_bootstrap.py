@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cvexp.ops.batching import PaddedTargets
 from cvexp.ops.matching import max_iou
 from cvexp.recipes.bootstrap import Rounds, bootstrap, false_alarms
+from cvexp.recipes.stages import Stages
 from cvexp.types import Match, Target, UserError
 
 WINDOWS = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10]])
@@ -169,6 +170,15 @@ def test_a_run_that_goes_on_knows_former_rounds(tmp_path: Path) -> None:
     assert when == [5, 5, 6]
     assert again.told == whole.told
     assert len(again.modes) == 2, "one scan of two batches"
+
+
+def test_a_run_that_goes_on_after_its_last_epoch_has_the_same_numbers(tmp_path: Path) -> None:
+    rounds = Rounds(3, 2)
+    follow(rounds, tmp_path, range(8))
+    assert len(rounds.results) == 3
+    assert Rounds(3, 2).numbers(Stages(tmp_path)) == rounds.results
+    assert Rounds(3, 2).numbers(Stages(tmp_path, step=True)) == {}  # a dry run does not look
+    assert Rounds(3, 2).numbers(Stages(tmp_path / "new")) == {}
 
 
 def test_only_the_first_images_are_scanned(tmp_path: Path) -> None:
