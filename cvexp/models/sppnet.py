@@ -19,11 +19,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import ops
 
 from cvexp.models.rcnn import StagedDetector
 from cvexp.ops.boxes import area
 from cvexp.ops.nms import Suppression
+from cvexp.ops.roi import pool_rows
 from cvexp.ops.spp import LEVELS
 from cvexp.types import UserError
 
@@ -117,8 +117,8 @@ class SPPnet(StagedDetector):
         best = scale_of(boxes, [factor for _, factor in seen])
         pooled: Tensor | None = None
         for number, (each, factor) in enumerate(seen):
-            rows = torch.cat([owner, boxes * factor], dim=1).to(each.dtype)
-            grids = [ops.roi_pool(each.contiguous(), rows, n, 1 / self.stride).flatten(1) for n in self.levels]
+            rows = torch.cat([owner, boxes * factor], dim=1)
+            grids = [pool_rows(each, self.stride, rows, n).flatten(1) for n in self.levels]
             vectors = torch.cat(grids, dim=1)
             pooled = vectors if pooled is None else torch.where((best == number)[:, None], vectors, pooled)
         assert pooled is not None

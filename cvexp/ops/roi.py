@@ -44,9 +44,25 @@ def roi_pool(maps: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, size
         size: bins along a side.
 
     Returns:
-        ``[B * R, C, size, size]``.
+        ``[B * R, C, size, size]``, see `pool_rows`.
     """
-    return ops.roi_pool(maps[0].contiguous(), _with_image(boxes).to(maps[0].dtype), size, 1 / strides[0])
+    return pool_rows(maps[0], strides[0], _with_image(boxes), size)
+
+
+def pool_rows(features: Tensor, stride: int, rows: Tensor, size: int) -> Tensor:
+    """`roi_pool` of regions in one list.
+
+    Args:
+        features: ``[B, C, H, W]``.
+        stride: of the map.
+        rows: ``[N, 5]``, index of the image, then xyxy in pixels.
+        size: bins along a side.
+
+    Returns:
+        ``[N, C, size, size]``, float32 of half precision: a coordinate in bfloat16 would be right to 1 in 256 only.
+    """
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    return ops.roi_pool(features.to(dtype).contiguous(), rows.to(dtype), size, 1 / stride)
 
 
 def roi_align(

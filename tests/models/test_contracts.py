@@ -114,6 +114,17 @@ def test_losses_are_named_finite_scalars(case) -> None:
     assert all(value.ndim == 0 and math.isfinite(value.detach()) and value.requires_grad for value in losses.values())
 
 
+def test_mixed_precision_trains_and_finds(case) -> None:
+    """``trainer.precision=bf16-mixed``: the same losses to bfloat16's three digits, or nearly, and boxes in the image."""
+    _, model, images, targets, extras = case
+    wanted = sum(model.eval()(images, targets, **extras).values()).item()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sum(model(images, targets, **extras).values())
+        detections = model(images, **extras)
+    assert found.item() == pytest.approx(wanted, rel=0.2)
+    assert all(bool(d.boxes.isfinite().all()) and d.boxes.dtype == torch.float32 for d in detections)
+
+
 def test_every_trainable_parameter_gets_a_gradient(case) -> None:
     name, model, images, targets, extras = case
     model.train()

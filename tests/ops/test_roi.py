@@ -139,6 +139,18 @@ def test_roi_pool_reads_the_first_map_whatever_its_layout() -> None:
     assert torch.equal(roi_pool([last, last], [8, 16], boxes, 4), roi_pool([m], [8], boxes, 4))
 
 
+def test_roi_pool_of_half_precision_keeps_the_places() -> None:
+    """Boxes of a large image that bfloat16 would move by pixels; torchvision's operator knows no bfloat16 at all."""
+    boxes = torch.tensor([[[517.0, 303, 561, 349], [411, 777, 799, 797]]])
+    maps = torch.randn(1, 2, 50, 50, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    found = roi_pool([maps], [16], boxes, 3)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, roi_pool([maps.float()], [16], boxes, 3))
+    found.sum().backward()
+    assert maps.grad is not None
+    assert maps.grad.abs().sum() > 0
+
+
 def test_gradient_of_roi_pool_goes_to_the_maxima_and_adds_up() -> None:
     m = FOUR.clone().requires_grad_()
     roi_pool([m], [1], torch.tensor([[[0.0, 0, 3, 3], [2, 2, 3, 3]]]), 2).sum().backward()
