@@ -459,8 +459,7 @@ def unpack(archive: Path, folder: Path) -> None:
         except Exception as error:  # whatever a broken archive provokes
             if isinstance(error, UserError) or getattr(error, "errno", None) in _DISK:
                 raise
-            left = isinstance(error, getattr(tarfile, "FilterError", ()))  # Python 3.11.4
-            what = "leaves the folder" if left else "is damaged"
+            what = "leaves the folder" if isinstance(error, getattr(tarfile, "FilterError", ())) else "is damaged"
             raise UserError(
                 f"{archive}: {what} ({error}); nothing was unpacked. Fix: delete it and run again"
             ) from None
