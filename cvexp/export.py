@@ -73,10 +73,11 @@ def _run(path: Path, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:
-    if found.shape != wanted.shape:
+    if found.shape != wanted.shape or not bool(found.isfinite().all() and wanted.isfinite().all()):
         return float("inf")
-    largest = float(wanted.abs().max()) if wanted.numel() else 0.0
-    return float((found - wanted).abs().max()) / max(largest, 1e-12) if wanted.numel() else 0.0
+    if not wanted.numel():
+        return 0.0
+    return float((found - wanted).abs().max()) / max(float(wanted.abs().max()), 1e-12)
 
 
 def _translations() -> dict[Any, Callable]:

@@ -116,6 +116,19 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path) -> None
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("model.onnx", b"old")]
 
 
+class NoNumber(nn.Module):
+    """A good output and one that is NaN, which compares with nothing."""
+
+    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        return values + 1, (values - 2).sqrt()
+
+
+def test_an_output_without_a_number_is_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="differs from PyTorch by inf"):
+        export_onnx(NoNumber().eval(), [torch.ones(3)], tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_network_in_training_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="evaluation mode"):
         export_onnx(nn.Dropout().train(), [torch.ones(3)], tmp_path / "model.onnx")
